@@ -1,0 +1,100 @@
+"""Explanations by one gradient: how the explained output changes with every input value.
+
+Simonyan, Vedaldi, Zisserman (2014), "Deep Inside Convolutional Networks", https://arxiv.org/abs/1312.6034 (saliency);
+Shrikumar, Greenside, Kundaje (2017), "Learning Important Features Through Propagating Activation Differences",
+https://arxiv.org/abs/1704.02685, section 2 (gradient × input).
+
+    saliency_i = |∂f_t / ∂x_i|        gradient × input_i = x_i ∂f_t / ∂x_i
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+ApplyFn = Callable[[Any, Float[Array, "batch ..."]], Float[Array, "batch classes"]]
+Target = Int[Array, " batch"] | Callable[[Float[Array, "batch classes"]], Float[Array, " batch"]]
+
+
+def explained_output(
+    apply_fn: ApplyFn, params: Any, inputs: Float[Array, "batch ..."], target: Target
+) -> Float[Array, " batch"]:
+    """The number that is explained for each example: the logit of its target, or any function of the logits.
+
+    Args:
+      apply_fn: (params, inputs) -> logits.
+      params: pytree of everything that apply_fn needs.
+      inputs: the examples.
+      target: a class for each example, in [0, classes); or logits [batch, classes] -> [batch], e.g.
+        `lambda logits: logits.max(axis=1)` for the prediction, or the difference of two logits.
+
+    Returns:
+      One number for each example.
+    """
+    logits = apply_fn(params, inputs)
+    if callable(target):
+        return target(logits)
+    return jnp.take_along_axis(logits, target[:, None], axis=1)[:, 0]
+
+
+def input_gradient(
+    apply_fn: ApplyFn, params: Any, inputs: Float[Array, "batch ..."], target: Target
+) -> Float[Array, "batch ..."]:
+    """∂ explained output / ∂ input for each example; no example influences the gradient of another.
+
+    Args:
+      apply_fn: (params, inputs) -> logits, as in inference: in training, batch normalisation mixes the examples.
+      params: pytree of everything that apply_fn needs; never changed.
+      inputs: the examples to explain, e.g. [batch, height, width, channels].
+      target: a class for each example, or a function of the logits; see `explained_output`.
+
+    Returns:
+      Same shape as the inputs, in logits per unit of input.
+    """
+    return jax.grad(lambda x: explained_output(apply_fn, params, x, target).sum())(inputs)
+
+
+def saliency(
+    apply_fn: ApplyFn,
+    params: Any,
+    inputs: Float[Array, "batch ..."],
+    target: Target,
+    *,
+    absolute: bool = True,
+) -> Float[Array, "batch ..."]:
+    """The size of the gradient: which input values the output is most sensitive to.
+
+    Args:
+      apply_fn: (params, inputs) -> logits, as in inference.
+      params: pytree of everything that apply_fn needs; never changed.
+      inputs: the examples to explain.
+      target: a class for each example, or a function of the logits; see `explained_output`.
+      absolute: False keeps the sign of the gradient.
+
+    Returns:
+      Same shape as the inputs; the paper's map takes the maximum over the channels of it.
+    """
+    gradient = input_gradient(apply_fn, params, inputs, target)
+    return jnp.abs(gradient) if absolute else gradient
+
+
+def gradient_x_input(
+    apply_fn: ApplyFn, params: Any, inputs: Float[Array, "batch ..."], target: Target
+) -> Float[Array, "batch ..."]:
+    """Gradient times input: the share of each input value in the linearised output.
+
+    For a piecewise-linear network without biases, the shares of one example sum to the explained logit.
+
+    Args:
+      apply_fn: (params, inputs) -> logits, as in inference. Inputs are what it is given: put a normalisation inside of
+        it to explain pixels, outside of it to explain normalised values.
+      params: pytree of everything that apply_fn needs; never changed.
+      inputs: the examples to explain.
+      target: a class for each example, or a function of the logits; see `explained_output`.
+
+    Returns:
+      Same shape as the inputs, in logits.
+    """
+    return inputs * input_gradient(apply_fn, params, inputs, target)

@@ -1,0 +1,32 @@
+"""Arrays in, matplotlib Figure out: one house style for reports and notebooks alike.
+
+Figures are made without pyplot: nothing is shown, kept or closed; a notebook displays the returned Figure, and
+`figure.savefig(path)` writes it.
+"""
+
+from dl_core.plots.activations import activation_functions
+from dl_core.plots.boundary import decision_boundary
+from dl_core.plots.calibration import reliability_diagram
+from dl_core.plots.confusion import confusion_matrix
+from dl_core.plots.images import filters, image_grid
+from dl_core.plots.ranking import precision_recall_curves, roc_curves
+from dl_core.plots.receptive_field import receptive_fields
+from dl_core.plots.regression import error_by_angle, predicted_against_true
+from dl_core.plots.training import learning_curves, learning_rate_curve, norms
+
+__all__ = [
+    "activation_functions",
+    "confusion_matrix",
+    "decision_boundary",
+    "error_by_angle",
+    "filters",
+    "image_grid",
+    "learning_curves",
+    "learning_rate_curve",
+    "norms",
+    "precision_recall_curves",
+    "predicted_against_true",
+    "receptive_fields",
+    "reliability_diagram",
+    "roc_curves",
+]
