@@ -1,0 +1,66 @@
+"""Timing of several contestants in turns, and what a table of timings needs to say about its machine."""
+
+import dataclasses
+import importlib.metadata
+import os
+import pathlib
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+TURNS = 7
+
+
+@dataclasses.dataclass
+class Side:
+    """One contestant: `run(n)` does n steps (or epochs) and waits for the device."""
+
+    run: Callable[[int], None]
+    images: int
+    compile_seconds: float | None = None
+    peak_bytes: int | None = None
+
+
+def race(sides: dict[str, Side], seconds: float) -> dict[str, float]:
+    """Images per second of each side: the median of TURNS turns, the sides taking turns, `seconds` each in all."""
+    repeats = {}
+    for name, side in sides.items():
+        side.run(1)
+        start = time.perf_counter()
+        side.run(1)
+        repeats[name] = max(1, round(seconds / TURNS / (time.perf_counter() - start)))
+    speeds = {name: [] for name in sides}
+    for _ in range(TURNS):
+        for name, side in sides.items():
+            start = time.perf_counter()
+            side.run(repeats[name])
+            speeds[name].append(repeats[name] * side.images / (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in speeds.items()}
+
+
+def markdown_table(lines: list[dict]) -> str:
+    """Lines with the union of their keys as columns; an empty cell where a line has no such key."""
+    columns = list(dict.fromkeys(key for line in lines for key in line))
+    rows = [columns, ["---"] * len(columns), *([str(line.get(key, "")) for key in columns] for line in lines)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
+
+
+def processor() -> str:
+    """The name of the processor, as the system tells it, and how many of its cores this process may use."""
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = (line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{next(names, platform.processor())}, {usable} of {os.cpu_count()} CPUs"
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that takes part."""
+    found = {"python": platform.python_version()}
+    for package in ("jax", "jaxlib", "flax", "optax", "numpy", "torch"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found

@@ -1,0 +1,29 @@
+"""What every test runs under: eight virtual devices, no silent rank promotion, annotations enforced, compiled once."""
+
+import os
+import pathlib
+
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update(
+    "jax_compilation_cache_dir",
+    os.environ.get("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".cache" / "jax")),
+)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+install_import_hook(["dl_core", "models", "train"], "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> pathlib.Path:
+    """The folder of real data sets, where there is one: the environment variable DL_CORE_TEST_DATA names it."""
+    folder = pathlib.Path(os.environ.get("DL_CORE_TEST_DATA", "no-such-folder"))
+    if not folder.is_dir():
+        pytest.skip("real data not available: set DL_CORE_TEST_DATA to a folder that holds it")
+    return folder
