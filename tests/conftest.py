@@ -6,6 +6,7 @@ import pathlib
 os.environ.setdefault("MPLBACKEND", "agg")
 
 import jax
+import jaxtyping
 import pytest
 from jaxtyping import install_import_hook
 
@@ -27,3 +28,11 @@ def data_dir() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip("real data not available: set DL_CORE_TEST_DATA to a folder that holds it")
     return folder
+
+
+@pytest.fixture
+def annotations_off():
+    """As a user runs it: shapes that the annotations would refuse reach the functions' own checks."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

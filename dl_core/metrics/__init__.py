@@ -4,7 +4,7 @@ Arguments come in the order (labels, predictions), as in scikit-learn. Both form
 accumulator's `compute(update(init(), labels, predictions))` is the function of the arrays.
 """
 
-from dl_core.metrics.accumulator import Metric, mean_metric
+from dl_core.metrics.accumulator import Metric, gathering_metric, mean_metric
 from dl_core.metrics.calibration import (
     brier_score,
     calibration_error,
@@ -73,6 +73,7 @@ __all__ = [
     "confusion_metric",
     "counts_metric",
     "f1",
+    "gathering_metric",
     "mean_absolute_error",
     "mean_absolute_error_metric",
     "mean_metric",

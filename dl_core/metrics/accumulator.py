@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from dl_core.errors import UsageError
 
 AnyArray = Array | np.ndarray
 
@@ -112,3 +114,60 @@ def mean_metric() -> Metric:
         return (total.high + total.low) / count
 
     return metric_from_sums(lambda: (compensated(jnp.float32(0)), jnp.int32(0)), sums, compute)
+
+
+class GatheredRows(NamedTuple):
+    """Rows kept as they are: buffers [capacity, ...], and how many rows were seen, which may be more than fit."""
+
+    buffers: tuple[Shaped[Array, "capacity ..."], ...]
+    count: Int[Array, ""]
+
+
+def gathering_metric(
+    function: Callable[..., Any], capacity: int, *rows: Shaped[AnyArray, "..."] | jax.ShapeDtypeStruct
+) -> Metric:
+    """The accumulator of a metric that needs every example at once, such as an exact AUROC: rows are kept in a buffer.
+
+        metric = gathering_metric(auroc, 10_000, jnp.int32(0), jnp.float32(0))
+
+    Merging states adds the rows of the second behind those of the first. The result is that of the whole arrays; where
+    `function` depends on the order of its rows, that of the order in which they came.
+
+    Args:
+      function: (*arrays [capacity, ...], where=bool [capacity]) -> the metric.
+      capacity: most rows in all; more are an error when the metric is computed, never a wrong number.
+      rows: one row of each array that `update` is given, for its shape [...] and dtype.
+
+    Returns:
+      A Metric; `update(state, *arrays [batch, ...], where=None)`. Its `compute` gives nan inside jit if rows were lost.
+
+    Raises:
+      UsageError: capacity < 1; from `compute` outside jit, more rows than fit.
+    """
+    if capacity < 1:
+        raise UsageError(f"capacity must be at least 1, got {capacity}")
+
+    def init() -> GatheredRows:
+        return GatheredRows(tuple(jnp.zeros((capacity, *row.shape), row.dtype) for row in rows), jnp.int32(0))
+
+    def update(
+        state: GatheredRows, *arrays: Shaped[AnyArray, "batch ..."], where: Bool[AnyArray, " batch"] | None = None
+    ):
+        kept = where_or_all(where, arrays[0])
+        place = jnp.where(kept, state.count + jnp.cumsum(kept) - 1, capacity)  # beyond the end: dropped
+        put = lambda buffer, array: buffer.at[place].set(jnp.asarray(array, buffer.dtype), mode="drop")
+        buffers = tuple(put(buffer, array) for buffer, array in zip(state.buffers, arrays, strict=True))
+        return GatheredRows(buffers, state.count + kept.sum(dtype=jnp.int32))
+
+    def merge(a: GatheredRows, b: GatheredRows) -> GatheredRows:
+        merged = update(a, *b.buffers, where=jnp.arange(capacity) < b.count)
+        return GatheredRows(merged.buffers, a.count + b.count)
+
+    def compute(state: GatheredRows) -> Any:
+        if not isinstance(state.count, jax.core.Tracer) and state.count > capacity:
+            raise UsageError(f"{state.count} rows were given, {capacity} fit; make the metric with a larger capacity")
+        value = function(*state.buffers, where=jnp.arange(capacity) < state.count)
+        spoil = lambda leaf: jnp.where(state.count > capacity, jnp.nan, leaf)
+        return jax.tree.map(spoil, value) if isinstance(state.count, jax.core.Tracer) else value
+
+    return Metric(init, update, merge, compute)
