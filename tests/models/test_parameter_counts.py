@@ -1,7 +1,6 @@
 """Parameter counts, exactly as published or as counted by hand from the papers' tables; nothing is computed.
 
-Every name of the registry is traced here or in test_residual_parameter_counts.py; here in bfloat16, whose logits and
-parameters have to be float32 all the same.
+Every name of the registry is traced here, in bfloat16: logits and parameters have to be float32 all the same.
 """
 
 import pathlib
@@ -63,6 +62,18 @@ def count(name, shape, num_classes, **fields):
         ("alexnet_2012", 60_965_224),  # from the papers' tables
         ("zfnet", 62_357_608),
         ("googlenet_2014", 13_378_280),
+        ("wide_resnet50_2", 68_883_240),  # torchvision
+        ("wide_resnet101_2", 126_886_696),
+        ("resnext50_32x4d", 25_028_904),
+        ("resnext101_32x8d", 88_791_336),
+        ("resnext101_64x4d", 83_455_272),
+        ("resnext101_32x4d", 44_177_704),  # timm
+        # A norm's scale and offset are as many as BatchNorm's; so are a standardised convolution's gain and bias.
+        ("resnet50_gn", 25_557_032),  # timm
+        ("resnet50_gn_ws", 25_557_032),
+        ("nf_resnet26", 15_995_176),  # timm
+        ("nf_resnet50", 25_557_032),
+        ("nf_resnet101", 44_549_160),
     ],
 )
 def test_count_at_1000_classes_is_the_published_one(name, published):
@@ -85,6 +96,17 @@ def test_count_of_inception_v3_is_that_of_torchvision_with_the_auxiliary_head():
         ("densenet100_cifar", CIFAR, 10, 769_162),  # Huang et al. (2017): 0.8M and 1.0M
         ("densenet40_cifar", CIFAR, 10, 1_019_722),
         ("vit_lite_7_4_cifar", CIFAR, 10, 3_716_874),  # Hassani et al. (2021): 3.717M
+        ("resnext29_8x64d_cifar", CIFAR, 10, 34_426_698),  # Xie et al. (2017): 34.4M, 68.1M
+        ("resnext29_16x64d_cifar", CIFAR, 10, 68_155_210),
+        ("wrn_28_10", CIFAR, 10, 36_479_194),  # Zagoruyko and Komodakis (2016): 36.5M, 8.9M, 11.0M, 2.7M, 17.2M
+        ("wrn_40_4", CIFAR, 10, 8_949_210),
+        ("wrn_16_8", CIFAR, 10, 10_961_370),
+        ("wrn_16_4", CIFAR, 10, 2_748_890),
+        ("wrn_22_8", CIFAR, 10, 17_158_106),
+        ("resnet20_cifar_gn_ws", CIFAR, 10, 269_722),
+        ("nf_resnet20_cifar", CIFAR, 10, 272_483),
+        ("nf_resnet56_cifar", CIFAR, 10, 855_797),
+        ("nf_resnet110_cifar", CIFAR, 10, 1_730_768),
         ("airbench94", CIFAR, 10, 1_971_640),  # Jordan (2024): 1.97M
         ("lenet5", (32, 32, 1), 10, 61_706),
         ("mlp", DIGITS, 10, 669_706),
@@ -116,7 +138,7 @@ def test_count_of_a_thousand_layers_follows_from_few(name, blocks, published):
 
 
 def test_every_name_of_the_registry_is_counted():
-    rows = "".join(file.read_text() for file in pathlib.Path(__file__).parent.glob("test_*parameter_counts.py"))
+    rows = pathlib.Path(__file__).read_text(encoding="utf-8")
     forgotten = [name for name in NAMES if f'"{name}"' not in rows and not name.endswith("_cifar_v2")]
     assert not forgotten, f"add a row with the published count of {forgotten}"
 
