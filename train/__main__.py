@@ -169,7 +169,8 @@ def _prepare_workdir(
         if finished:
             print(f"{workdir} is finished; its report is {workdir / 'report.html'}")
             return False
-        if not any(workdir.glob("checkpoints/[0-9]*")) and not any(workdir.glob("fold_*/checkpoints/[0-9]*")):
+        folders = [*workdir.glob("checkpoints/*"), *workdir.glob("fold_*/checkpoints/*")]
+        if not any(folder.name.isdigit() for folder in folders):  # one that was being written has a longer name
             print(f"{workdir} has no checkpoint: starting from the beginning")
     return True
 
