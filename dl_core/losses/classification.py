@@ -1,4 +1,4 @@
-"""Losses for classification: cross-entropy over classes or over independent labels, log-likelihood, hinge.
+"""Losses for classification: cross-entropy over classes or over independent labels, focal, likelihood, KL, hinge.
 
 Values and gradients stay finite for logits up to ±1e4 and beyond, because no probability is ever formed.
 What Optax has goes by Optax's name:
@@ -9,6 +9,13 @@ What Optax has goes by Optax's name:
     smooth_labels(labels, alpha)                                (1 - α) y + α / classes
     hinge_loss(predictor_outputs, targets)                      max(0, 1 - y z), y in {-1, 1}; course notes, eq. 16
     multiclass_hinge_loss(scores, labels)                       max(0, 1 + max_{c≠y} z_c - z_y); Crammer, Singer (2001)
+    sigmoid_focal_loss(logits, labels, alpha, gamma)            -α_t (1 - p_t)^γ log p_t, one per element; see `focal`
+    kl_divergence(log_predictions, targets)                     Σ_c t_c (log t_c - log p_c), per distribution
+    kl_divergence_with_log_targets(log_predictions, log_targets)
+    ctc_loss(logits, logit_paddings, labels, label_paddings)    labels without alignment; Graves et al. (2006)
+
+`kl_divergence` has no gradient with respect to a target of 0. `ctc_loss` takes -log_epsilon, 1e5, for infinity: give a
+larger one where the logits are so large, or the sequences so long, that a true loss may come near it.
 """
 
 import jax
@@ -16,22 +23,32 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 from optax.losses import (
+    ctc_loss,
     hinge_loss,
+    kl_divergence,
+    kl_divergence_with_log_targets,
     multiclass_hinge_loss,
     sigmoid_binary_cross_entropy,
+    sigmoid_focal_loss,
     smooth_labels,
     softmax_cross_entropy,
     softmax_cross_entropy_with_integer_labels,
 )
 
 from dl_core.errors import UsageError
+from dl_core.optim.options import Number, in_interval
 
 __all__ = [
     "cross_entropy",
+    "ctc_loss",
+    "focal",
     "hinge_loss",
+    "kl_divergence",
+    "kl_divergence_with_log_targets",
     "multiclass_hinge_loss",
     "negative_log_likelihood",
     "sigmoid_binary_cross_entropy",
+    "sigmoid_focal_loss",
     "smooth_labels",
     "softmax_cross_entropy",
     "softmax_cross_entropy_with_integer_labels",
@@ -71,13 +88,46 @@ def cross_entropy(
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     if where is not None:
         logits = jnp.where(where[..., None], logits, 0.0)
-    targets, exists = _distribution(labels, logits)
+    targets, exists = class_distribution(labels, logits)
     if label_smoothing:
         targets = smooth_labels(targets, label_smoothing)
     if class_weights is not None:
         targets = targets * class_weights.astype(logits.dtype).reshape((1,) * (logits.ndim - 1) + (num_classes,))
     loss = jnp.where(exists, optax.safe_softmax_cross_entropy(logits, targets), jnp.nan)
     return loss if where is None else jnp.where(where, loss, 0.0)
+
+
+def focal(
+    logits: Float[Array, "*batch classes"],
+    labels: Int[Array, "*batch"],
+    *,
+    gamma: Number = 2.0,
+    class_weights: Float[Array, " classes"] | None = None,
+) -> Float[Array, "*batch"]:
+    """-w_y (1 - p_y)^γ log p_y with p = softmax(z): cross-entropy that passes over what is already easy.
+
+    Lin et al. (2017), https://arxiv.org/abs/1708.02002, eq. 5, over classes that exclude one another; for independent
+    labels, as in RetinaNet, `sigmoid_focal_loss`.
+
+    Args:
+      logits: computed with in float32 at least.
+      labels: the class, in [0, classes). A class that does not exist gives NaN.
+      gamma: γ >= 0; 0 is cross-entropy.
+      class_weights: w, the paper's α, >= 0; 1 by default.
+
+    Returns:
+      One loss per example, >= 0.
+
+    Raises:
+      UsageError: a negative γ, or shapes that do not belong together.
+    """
+    in_interval("gamma", gamma, "[0, inf)")
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    one_hot, _ = class_distribution(labels, logits)
+    nothing = -1e30  # its exp is 0 as that of -inf, which would spoil the gradient where all others are ruled out
+    others = jax.nn.logsumexp(jnp.where(one_hot > 0, nothing, jnp.maximum(logits, nothing)), axis=-1)
+    log_wrong = others - jax.nn.logsumexp(logits, axis=-1)  # log(1 - p_y), to full precision where p_y is near 1
+    return jnp.exp(gamma * log_wrong) * cross_entropy(logits, labels, class_weights=class_weights)
 
 
 def negative_log_likelihood(
@@ -96,14 +146,25 @@ def negative_log_likelihood(
     Raises:
       UsageError: shapes that do not belong together.
     """
-    one_hot, exists = _distribution(labels, log_probabilities)
+    one_hot, exists = class_distribution(labels, log_probabilities)
     return jnp.where(exists, -jnp.sum(jnp.where(one_hot > 0, log_probabilities, 0.0), axis=-1), jnp.nan)
 
 
-def _distribution(
+def class_distribution(
     labels: Int[Array, "*batch"] | Float[Array, "*batch classes"], logits: Float[Array, "*batch classes"]
 ) -> tuple[Float[Array, "*batch classes"], Bool[Array, "..."]]:
-    """Labels as distributions over the classes, and whether each names a class that exists."""
+    """Labels as distributions over the classes, and whether each names a class that exists.
+
+    Args:
+      labels: the class, in [0, classes), or a distribution.
+      logits: for the number of classes and the dtype.
+
+    Returns:
+      The distributions, all 0 for a class that does not exist; and bool [*batch].
+
+    Raises:
+      UsageError: shapes of labels and logits that do not belong together.
+    """
     by_class = jnp.issubdtype(labels.dtype, jnp.integer)
     expected = logits.shape[:-1] if by_class else logits.shape
     if labels.shape != expected:

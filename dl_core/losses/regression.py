@@ -29,6 +29,7 @@ __all__ = [
     "l1",
     "l2_loss",
     "log_cosh",
+    "poisson_nll",
     "smooth_l1",
     "squared_error",
     "unit_vector",
@@ -90,11 +91,36 @@ def gaussian_nll(
       targets: the same shape.
 
     Returns:
-      Negative log-density in nats, element by element.
+      Negative log-density in nats, element by element; below log σ² = -40 it goes on as its tangent, which is finite.
     """
     log_variances = jnp.asarray(log_variances)
     squares = squared_error(jnp.asarray(means), jnp.asarray(targets))
-    return 0.5 * (log_variances + squares * jnp.exp(-log_variances) + np.log(2 * np.pi))
+    return 0.5 * (log_variances + squares * _finite_exp(-log_variances) + np.log(2 * np.pi))
+
+
+def poisson_nll(
+    log_rates: Float[AnyArray, "*batch"], targets: Float[AnyArray, "*batch"], *, full: bool = False
+) -> Float[Array, "*batch"]:
+    """For counts: the model says log λ, the loss is λ - y log λ (+ log y!).
+
+    `full` as in PyTorch, whose Stirling formula it is not: the last term is exact.
+
+    Args:
+      log_rates: log λ, any shape.
+      targets: counts y >= 0, the same shape.
+      full: whether to add log y!, which does not depend on the prediction.
+
+    Returns:
+      Negative log-probability in nats, element by element; above log λ = 40 it goes on as its tangent, which is finite.
+    """
+    log_rates, targets = jnp.asarray(log_rates), jnp.asarray(targets)
+    loss = _finite_exp(log_rates) - targets * log_rates
+    return loss + jax.scipy.special.gammaln(targets + 1) if full else loss
+
+
+def _finite_exp(x: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """exp up to 40, then its tangent: no product with a square of 1e4 leaves float32, and the way back is downhill."""
+    return jnp.exp(jnp.minimum(x, 40.0)) * (1 + jnp.maximum(x - 40.0, 0.0))
 
 
 def circular_distance(a: Float[AnyArray, "*batch"], b: Float[AnyArray, "*batch"]) -> Float[Array, "*batch"]:

@@ -115,3 +115,40 @@ def test_multiclass_and_binary_hinge_of_scikit_learn(examples):
     signs = np.where(labels > 1, 1, -1)
     here = losses.hinge_loss(jnp.asarray(logits[:, 0]), jnp.asarray(signs))
     np.testing.assert_allclose(here.mean(), sklearn_metrics.hinge_loss(signs, logits[:, 0]), **CLOSE)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_focal(gamma, examples):
+    logits, labels, _, weights = examples
+
+    def there(z):
+        log_p = torch.log_softmax(z, -1)[torch.arange(8), torch.tensor(labels)]
+        return -torch.tensor(weights)[labels] * (1 - log_p.exp()) ** gamma * log_p
+
+    here = lambda z: losses.focal(z, jnp.asarray(labels), gamma=gamma, class_weights=jnp.asarray(weights))
+    assert_same_with_gradients(here, there, logits)
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.25, 2.0), (0.6, 1.0)])
+def test_sigmoid_focal(alpha, gamma, examples):
+    logits, _, soft, _ = examples
+    labels = soft.round()
+
+    def there(z):  # Lin et al. (2017), eq. 5, as in torchvision.ops
+        y = torch.tensor(labels)
+        p_t = torch.where(y == 1, z.sigmoid(), 1 - z.sigmoid())
+        entropy = torch.nn.functional.binary_cross_entropy_with_logits(z, y, reduction="none")
+        return torch.where(y == 1, alpha, 1 - alpha) * (1 - p_t) ** gamma * entropy
+
+    here = lambda z: losses.sigmoid_focal_loss(z, jnp.asarray(labels), alpha=alpha, gamma=gamma)
+    assert_same_with_gradients(here, there, logits)
+
+
+def test_kl_divergence(examples):
+    logits, _, soft, _ = examples
+    there = lambda q: torch.nn.functional.kl_div(q, torch.tensor(soft), reduction="none").sum(-1)
+    log_q = np.asarray(jax.nn.log_softmax(jnp.asarray(logits)))
+    assert_same_with_gradients(lambda q: losses.kl_divergence(q, jnp.asarray(soft)), there, log_q)
+    assert_same_with_gradients(
+        lambda q: losses.kl_divergence_with_log_targets(q, jnp.log(jnp.asarray(soft))), there, log_q
+    )

@@ -55,3 +55,12 @@ def test_gaussian_nll():
         PREDICTIONS,
         LOG_VARIANCES,
     )
+
+
+def test_poisson_nll():
+    counts = RANDOM.poisson(4, 60).astype(np.float32)
+    same(
+        lambda log_rates: losses.poisson_nll(log_rates, jnp.asarray(counts)),
+        lambda log_rates: torch.nn.functional.poisson_nll_loss(log_rates, torch.tensor(counts), reduction="none"),
+        PREDICTIONS,
+    )

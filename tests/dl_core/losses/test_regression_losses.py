@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import special, stats
 
 from dl_core import losses
 from dl_core.errors import UsageError
@@ -81,3 +81,27 @@ def test_smooth_l1_is_huber_over_beta_and_becomes_l1():
     np.testing.assert_array_equal(losses.smooth_l1(p, t, beta=0), losses.l1(p, t))
     with pytest.raises(UsageError, match="at least 0"):
         losses.smooth_l1(p, t, beta=-1)
+
+
+def test_the_poisson_loss_is_the_probability_of_scipy_and_lowest_at_the_count():
+    counts = RANDOM.poisson(5, 30).astype(np.float32)
+    log_rates = RANDOM.normal(1, 1, 30).astype(np.float32)
+    expected = -stats.poisson.logpmf(counts, np.exp(log_rates))
+    np.testing.assert_allclose(losses.poisson_nll(log_rates, counts, full=True), expected, rtol=1e-4)
+    without = losses.poisson_nll(log_rates, counts, full=True) - losses.poisson_nll(log_rates, counts)
+    np.testing.assert_allclose(without, special.gammaln(counts + 1), rtol=1e-4, atol=1e-4)
+    slope = jax.grad(lambda z: losses.poisson_nll(z, jnp.float32(7)))
+    assert float(slope(jnp.log(7.0))) == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [lambda z: losses.poisson_nll(z, jnp.float32(3)), lambda z: losses.gaussian_nll(0.0 * z, -z, jnp.float32(3))],
+)
+def test_beyond_any_rate_or_precision_the_loss_goes_on_as_its_tangent(loss):
+    """exp(1e4) is no number; the way back is downhill all the same, and the bend has no corner."""
+    slope = jax.grad(loss)
+    at = [float(slope(jnp.float32(z))) for z in (39.9, 40.0, 40.1, 1e4)]
+    assert all(np.isfinite(at))
+    assert at[0] < at[1] == pytest.approx(at[2], rel=1e-6) == pytest.approx(at[3], rel=1e-6)
+    assert np.isfinite(float(loss(jnp.float32(1e4))))
