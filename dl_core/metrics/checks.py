@@ -34,9 +34,9 @@ def check_not_empty(name: str, array: Shaped[AnyArray, "n ..."], where: Where = 
 
 def check_classes(name: str, values: Shaped[AnyArray, "n ..."], num_classes: int, where: Where = None) -> None:
     """Refuses values [n, ...] that are not whole numbers in [0, num_classes), in the rows that `where` [n] keeps."""
-    kept = _visible_rows(values, where)
     if not (np.issubdtype(_dtype(values), np.integer) or np.issubdtype(_dtype(values), np.bool_)):
         raise UsageError(f"{name} must be integers or booleans, got {_dtype(values)}; convert them with astype(int)")
+    kept = _visible_rows(values, where)
     if kept is not None and kept.size and (kept.min() < 0 or kept.max() >= num_classes):
         raise UsageError(
             f"{name} must lie in [0, {num_classes}), got values in [{kept.min()}, {kept.max()}]; "

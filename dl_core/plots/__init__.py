@@ -6,8 +6,10 @@ Figures are made without pyplot: nothing is shown, kept or closed; a notebook di
 
 from dl_core.plots.activations import activation_functions
 from dl_core.plots.boundary import decision_boundary
-from dl_core.plots.calibration import reliability_diagram
+from dl_core.plots.calibration import reliability_diagram, reliability_diagrams
 from dl_core.plots.confusion import confusion_matrix
+from dl_core.plots.fairness import group_rates
+from dl_core.plots.generative import distance_ladder
 from dl_core.plots.images import filters, image_grid
 from dl_core.plots.ranking import precision_recall_curves, roc_curves
 from dl_core.plots.receptive_field import receptive_fields
@@ -18,8 +20,10 @@ __all__ = [
     "activation_functions",
     "confusion_matrix",
     "decision_boundary",
+    "distance_ladder",
     "error_by_angle",
     "filters",
+    "group_rates",
     "image_grid",
     "learning_curves",
     "learning_rate_curve",
@@ -28,5 +32,6 @@ __all__ = [
     "predicted_against_true",
     "receptive_fields",
     "reliability_diagram",
+    "reliability_diagrams",
     "roc_curves",
 ]
