@@ -31,6 +31,7 @@ from dl_core.metrics.classification import (
     specificity,
 )
 from dl_core.metrics.classification_report import classification_summary
+from dl_core.metrics.coco import CocoFigures, coco_evaluate, coco_metric
 from dl_core.metrics.curves import (
     auroc,
     average_precision,
@@ -39,6 +40,8 @@ from dl_core.metrics.curves import (
     roc_curve,
 )
 from dl_core.metrics.data_bias import data_bias
+from dl_core.metrics.detection import Detections, GroundTruth
+from dl_core.metrics.detection_packing import PackedDetections, pack_detections
 from dl_core.metrics.distances import (
     Transport,
     jensen_shannon,
@@ -74,6 +77,7 @@ from dl_core.metrics.manifold import manifold_scores
 from dl_core.metrics.memorization import authenticity, nearest_training_examples
 from dl_core.metrics.moments import Moments, feature_moments, feature_moments_metric
 from dl_core.metrics.overfitting import adjust_augmentation, overfitting_metric, overfitting_r_t, overfitting_r_v
+from dl_core.metrics.panoptic import PanopticQuality, panoptic_quality, panoptic_quality_metric
 from dl_core.metrics.path_length import lerp, path_length_summary, perceptual_path_length, slerp
 from dl_core.metrics.regression import (
     circular_mean,
@@ -89,12 +93,44 @@ from dl_core.metrics.regression import (
     root_mean_squared_error,
     root_mean_squared_error_metric,
 )
+from dl_core.metrics.segmentation import (
+    dice,
+    dice_metric,
+    iou,
+    iou_metric,
+    mean_pixel_accuracy,
+    mean_pixel_accuracy_metric,
+    pixel_accuracy,
+    pixel_accuracy_metric,
+)
+from dl_core.metrics.segmentation_boundary import boundary_iou, boundary_iou_metric
+from dl_core.metrics.text import (
+    bleu,
+    bleu_metric,
+    cider,
+    cider_metric,
+    meteor,
+    meteor_metric,
+    perplexity,
+    perplexity_metric,
+    sentence_bleu,
+    sentence_cider,
+    sentence_meteor,
+    tokenize_13a,
+)
+from dl_core.metrics.voc import VocAveragePrecision, voc_average_precision, voc_metric
 
 __all__ = [
+    "CocoFigures",
+    "Detections",
+    "GroundTruth",
     "Interval",
     "Metric",
     "Moments",
+    "PackedDetections",
+    "PanopticQuality",
     "Transport",
+    "VocAveragePrecision",
     "accuracy",
     "accuracy_metric",
     "adjust_augmentation",
@@ -103,13 +139,19 @@ __all__ = [
     "average_precision",
     "balanced_accuracy",
     "binned_curve_metric",
+    "bleu",
+    "bleu_metric",
     "bootstrap_interval",
+    "boundary_iou",
+    "boundary_iou_metric",
     "brier_decomposition",
     "brier_decomposition_metric",
     "brier_score",
     "brier_score_metric",
     "calibration_error",
     "calibration_metric",
+    "cider",
+    "cider_metric",
     "circular_mean",
     "circular_mean_absolute_error",
     "circular_mean_absolute_error_metric",
@@ -119,11 +161,15 @@ __all__ = [
     "classwise_calibration_error",
     "classwise_calibration_metric",
     "clopper_pearson_interval",
+    "coco_evaluate",
+    "coco_metric",
     "confusion_matrix",
     "confusion_metric",
     "counts_metric",
     "data_bias",
     "demographic_parity",
+    "dice",
+    "dice_metric",
     "disparate_impact",
     "disparate_impact_from_counts",
     "equal_opportunity",
@@ -145,6 +191,8 @@ __all__ = [
     "image_statistics",
     "inception_score",
     "inception_score_metric",
+    "iou",
+    "iou_metric",
     "jensen_shannon",
     "kernel_distance",
     "kernel_distance_of_subsets",
@@ -154,6 +202,10 @@ __all__ = [
     "mean_absolute_error",
     "mean_absolute_error_metric",
     "mean_metric",
+    "mean_pixel_accuracy",
+    "mean_pixel_accuracy_metric",
+    "meteor",
+    "meteor_metric",
     "nearest_training_examples",
     "negative_log_likelihood",
     "negative_log_likelihood_metric",
@@ -161,8 +213,15 @@ __all__ = [
     "overfitting_metric",
     "overfitting_r_t",
     "overfitting_r_v",
+    "pack_detections",
+    "panoptic_quality",
+    "panoptic_quality_metric",
     "path_length_summary",
     "perceptual_path_length",
+    "perplexity",
+    "perplexity_metric",
+    "pixel_accuracy",
+    "pixel_accuracy_metric",
     "precision",
     "precision_recall_curve",
     "predictive_parity",
@@ -176,11 +235,17 @@ __all__ = [
     "roc_curve",
     "root_mean_squared_error",
     "root_mean_squared_error_metric",
+    "sentence_bleu",
+    "sentence_cider",
+    "sentence_meteor",
     "sinkhorn",
     "slerp",
     "specificity",
+    "tokenize_13a",
     "total_variation",
     "two_set_metric",
+    "voc_average_precision",
+    "voc_metric",
     "wasserstein",
     "wilson_interval",
 ]

@@ -14,10 +14,12 @@ from dl_core.plots.images import filters, image_grid
 from dl_core.plots.ranking import precision_recall_curves, roc_curves
 from dl_core.plots.receptive_field import receptive_fields
 from dl_core.plots.regression import error_by_angle, predicted_against_true
+from dl_core.plots.segmentation import class_scores, segmentation_maps
 from dl_core.plots.training import learning_curves, learning_rate_curve, norms
 
 __all__ = [
     "activation_functions",
+    "class_scores",
     "confusion_matrix",
     "decision_boundary",
     "distance_ladder",
@@ -34,4 +36,5 @@ __all__ = [
     "reliability_diagram",
     "reliability_diagrams",
     "roc_curves",
+    "segmentation_maps",
 ]
