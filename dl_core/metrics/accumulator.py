@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from dl_core.errors import UsageError
@@ -120,7 +121,7 @@ class GatheredRows(NamedTuple):
     """Rows kept as they are: buffers [capacity, ...], and how many rows were seen, which may be more than fit."""
 
     buffers: tuple[Shaped[Array, "capacity ..."], ...]
-    count: Int[Array, ""]
+    num_rows: Int[Array, ""]
 
 
 def gathering_metric(
@@ -154,20 +155,20 @@ def gathering_metric(
         state: GatheredRows, *arrays: Shaped[AnyArray, "batch ..."], where: Bool[AnyArray, " batch"] | None = None
     ):
         kept = where_or_all(where, arrays[0])
-        place = jnp.where(kept, state.count + jnp.cumsum(kept) - 1, capacity)  # beyond the end: dropped
+        place = jnp.where(kept, state.num_rows + jnp.cumsum(kept) - 1, capacity)  # beyond the end: dropped
         put = lambda buffer, array: buffer.at[place].set(jnp.asarray(array, buffer.dtype), mode="drop")
         buffers = tuple(put(buffer, array) for buffer, array in zip(state.buffers, arrays, strict=True))
-        return GatheredRows(buffers, state.count + kept.sum(dtype=jnp.int32))
+        return GatheredRows(buffers, state.num_rows + kept.sum(dtype=jnp.int32))
 
     def merge(a: GatheredRows, b: GatheredRows) -> GatheredRows:
-        merged = update(a, *b.buffers, where=jnp.arange(capacity) < b.count)
-        return GatheredRows(merged.buffers, a.count + b.count)
+        merged = update(a, *b.buffers, where=jnp.arange(capacity) < b.num_rows)
+        return GatheredRows(merged.buffers, a.num_rows + b.num_rows)
 
     def compute(state: GatheredRows) -> Any:
-        if not isinstance(state.count, jax.core.Tracer) and state.count > capacity:
-            raise UsageError(f"{state.count} rows were given, {capacity} fit; make the metric with a larger capacity")
-        value = function(*state.buffers, where=jnp.arange(capacity) < state.count)
-        spoil = lambda leaf: jnp.where(state.count > capacity, jnp.nan, leaf)
-        return jax.tree.map(spoil, value) if isinstance(state.count, jax.core.Tracer) else value
+        if not isinstance(state.num_rows, Tracer) and state.num_rows > capacity:
+            raise UsageError(f"{state.num_rows} rows were given, {capacity} fit; make the metric with a larger capacity")
+        value = function(*state.buffers, where=jnp.arange(capacity) < state.num_rows)
+        spoil = lambda leaf: jnp.where(state.num_rows > capacity, jnp.nan, leaf)
+        return jax.tree.map(spoil, value) if isinstance(state.num_rows, Tracer) else value
 
     return Metric(init, update, merge, compute)
