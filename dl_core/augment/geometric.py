@@ -3,12 +3,17 @@
 The usual recipe for small images, four pixels of padding and a mirror image, is that of He, Zhang, Ren, Sun (2016),
 "Deep Residual Learning for Image Recognition", section 4.2, https://arxiv.org/abs/1512.03385. Five and ten crops are
 those of Krizhevsky, Sutskever, Hinton (2012), "ImageNet Classification with Deep Convolutional Neural Networks", 4.1.
+
+Masks, boxes and key points move along by the matrices of the same key, `random_crop_matrices` and
+`random_flip_matrices`: see `dl_core.augment.targets`. (dm-pix's crops and flips draw once for a whole batch, or are to
+be mapped over images, and tell nobody what was drawn.)
 """
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, Key, Num
+from jaxtyping import Array, Bool, Float, Int, Key, Num
 
+from dl_core.augment.affine import Size, scaling, translation
 from dl_core.augment.policies import per_image_keys
 from dl_core.errors import UsageError, unknown_name
 
@@ -38,18 +43,44 @@ def random_crop(
     Raises:
       UsageError: negative padding, or a window larger than the padded image.
     """
+    frame = images.shape[1], images.shape[2]
+    corners = _random_corners(key, len(images), frame, padding, size)
     vertical, horizontal = _pair(padding)
-    if min(vertical, horizontal) < 0:
-        raise UsageError(f"padding must not be negative, got {padding}")
     padded = jnp.pad(images, ((0, 0), (vertical, vertical), (horizontal, horizontal), (0, 0)), mode=mode)
-    window = _window(padded, (images.shape[1], images.shape[2]) if size is None else size)
-    most = jnp.array([padded.shape[1] - window[0], padded.shape[2] - window[1]])
+    window = frame if size is None else _pair(size)
 
-    def cut(image_key: Key[Array, ""], image: Num[Array, "_ _ channels"]) -> Num[Array, "_ _ channels"]:
-        top, left = jax.random.randint(image_key, (2,), 0, most + 1)
-        return jax.lax.dynamic_slice(image, (top, left, 0), (*window, image.shape[2]))
+    def cut(image: Num[Array, "_ _ channels"], corner: Int[Array, "2"]) -> Num[Array, "_ _ channels"]:
+        return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (*window, image.shape[2]))
 
-    return jax.vmap(cut)(per_image_keys(key, len(images)), padded)
+    return jax.vmap(cut)(padded, corners)
+
+
+def random_crop_matrices(
+    key: Key[Array, ""] | Key[Array, " batch"],
+    batch: int,
+    frame: Size,
+    *,
+    padding: int | tuple[int, int] = 0,
+    size: int | tuple[int, int] | None = None,
+) -> Float[Array, "batch 3 3"]:
+    """Where `random_crop` of the same key moves the points of each image.
+
+    Args:
+      key: one key, or one for each image.
+      batch: how many images.
+      frame: height and width of the images before the crop.
+      padding: as given to `random_crop`.
+      size: as given to `random_crop`.
+
+    Returns:
+      Matrices [batch, 3, 3] for `warp_sample(…, size=size)`.
+
+    Raises:
+      UsageError: see `random_crop`.
+    """
+    vertical, horizontal = _pair(padding)
+    top, left = jnp.moveaxis(_random_corners(key, batch, frame, padding, size).astype(jnp.float32), 1, 0)
+    return translation(horizontal - left, vertical - top)
 
 
 def random_translate(
@@ -95,13 +126,41 @@ def random_flip(
       Images of the same size; the same key mirrors the same images.
 
     Raises:
-      UsageError: the axis is unknown.
+      UsageError: the axis is unknown, or the probability is none.
     """
     mirrored = flip(images, axis=axis)
-    chosen: Bool[Array, " batch"] = jax.vmap(lambda one: jax.random.bernoulli(one, probability))(
-        per_image_keys(key, len(images))
-    )
+    chosen = _chosen(key, len(images), probability)
     return jnp.where(chosen[:, None, None, None], mirrored, images)
+
+
+def random_flip_matrices(
+    key: Key[Array, ""] | Key[Array, " batch"],
+    batch: int,
+    size: Size,
+    *,
+    probability: float = 0.5,
+    axis: str = "horizontal",
+) -> Float[Array, "batch 3 3"]:
+    """Where `random_flip` of the same key moves the points of each image.
+
+    Args:
+      key: one key, or one for each image.
+      batch: how many images.
+      size: their height and width in pixels.
+      probability: as given to `random_flip`.
+      axis: as given to `random_flip`.
+
+    Returns:
+      Matrices [batch, 3, 3]: the identity, or the mirror image about the middle.
+
+    Raises:
+      UsageError: see `random_flip`.
+    """
+    if axis not in AXES:
+        raise unknown_name("axis", axis, AXES)
+    sign = 1.0 - 2.0 * _chosen(key, batch, probability)
+    x, y = (sign, jnp.ones_like(sign)) if axis == "horizontal" else (jnp.ones_like(sign), sign)
+    return scaling(jnp.stack([x, y], axis=1), size)
 
 
 def flip(
@@ -160,7 +219,7 @@ def center_crop(
     Raises:
       UsageError: the window is larger than the image.
     """
-    height, width = _window(images, size)
+    height, width = _window(images.shape[1:3], size)
     top, left = (images.shape[1] - height) // 2, (images.shape[2] - width) // 2
     return images[:, top : top + height, left : left + width]
 
@@ -180,7 +239,7 @@ def corner_crops(
     Raises:
       UsageError: the window is larger than the image.
     """
-    height, width = _window(images, size)
+    height, width = _window(images.shape[1:3], size)
     rows = images[:, :height], images[:, images.shape[1] - height :]
     return jnp.stack([window for row in rows for window in (row[:, :, :width], row[:, :, -width:])], axis=1)
 
@@ -237,14 +296,37 @@ def with_mirror_image(
     return jnp.stack([images, flip(images)], axis=1)
 
 
+def _chosen(key: Key[Array, "*keys"], batch: int, probability: float) -> Bool[Array, " batch"]:
+    if not 0 <= probability <= 1:
+        raise UsageError(f"probability must lie in [0, 1], got {probability}")
+    return jax.vmap(lambda one: jax.random.bernoulli(one, probability))(per_image_keys(key, batch))
+
+
+def _random_corners(
+    key: Key[Array, "*keys"],
+    batch: int,
+    frame: Size,
+    padding: int | tuple[int, int],
+    size: int | tuple[int, int] | None,
+) -> Int[Array, "batch 2"]:
+    """Top and left of each window, in the padded image."""
+    vertical, horizontal = _pair(padding)
+    if min(vertical, horizontal) < 0:
+        raise UsageError(f"padding must not be negative, got {padding}")
+    padded = frame[0] + 2 * vertical, frame[1] + 2 * horizontal
+    height, width = _window(padded, frame if size is None else size)
+    most = jnp.array([padded[0] - height, padded[1] - width])
+    return jax.vmap(lambda one: jax.random.randint(one, (2,), 0, most + 1))(per_image_keys(key, batch))
+
+
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
     vertical, horizontal = (value, value) if isinstance(value, int) else value
     return vertical, horizontal
 
 
-def _window(images: Num[Array, "batch height width channels"], size: int | tuple[int, int]) -> tuple[int, int]:
+def _window(frame: tuple[int, ...], size: int | tuple[int, int]) -> tuple[int, int]:
     height, width = _pair(size)
-    if not (0 < height <= images.shape[1] and 0 < width <= images.shape[2]):
-        given = f"{height} × {width} from images of {images.shape[1]} × {images.shape[2]}"
+    if not (0 < height <= frame[0] and 0 < width <= frame[1]):
+        given = f"{height} × {width} from images of {frame[0]} × {frame[1]}"
         raise UsageError(f"a window must be at least 1 × 1 and fit into the (padded) image; asked for {given}")
     return height, width

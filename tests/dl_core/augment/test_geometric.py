@@ -142,6 +142,12 @@ def test_what_cannot_be_cut_is_refused():
         geometric.random_crop(KEY, numbered(), padding=-1)
     with pytest.raises(UsageError, match="did you mean 'horizontal'"):
         geometric.random_flip(KEY, numbered(), axis="horizontl")
+    with pytest.raises(UsageError, match="did you mean 'horizontal'"):
+        geometric.random_flip_matrices(KEY, 2, (8, 9), axis="horizontl")
+    with pytest.raises(UsageError, match=r"probability must lie in \[0, 1\], got 1.5"):
+        geometric.random_flip(KEY, numbered(), probability=1.5)
+    with pytest.raises(UsageError, match="12 × 12 from images of 10 × 11"):
+        geometric.random_crop_matrices(KEY, 2, (8, 9), padding=1, size=12)
 
 
 def test_an_alternating_flip_shows_every_image_both_ways_in_any_two_epochs_running():
