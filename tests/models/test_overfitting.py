@@ -13,9 +13,9 @@ import models
         ("lenet5", {}, (32, 32, 1), 40),
         ("lenet5", {"activation": "relu", "pooling": "max", "padding": "SAME"}, (28, 28, 1), 40),
         ("resnet20_cifar", {"width": 8}, (16, 16, 3), 40),
-        ("resnet20_cifar_v2", {"width": 8}, (16, 16, 3), 60),
-        ("resnet18", {"width": 8}, (32, 32, 3), 40),
-        ("resnet50", {"width": 8, "zero_init_residual": True}, (32, 32, 3), 40),
+        pytest.param("resnet20_cifar_v2", {"width": 8}, (16, 16, 3), 60, marks=pytest.mark.slow),
+        pytest.param("resnet18", {"width": 8}, (32, 32, 3), 40, marks=pytest.mark.slow),
+        pytest.param("resnet50", {"width": 8, "zero_init_residual": True}, (32, 32, 3), 40, marks=pytest.mark.slow),
     ],
 )
 def test_32_examples_are_learnt_to_zero_error(name, fields, shape, steps):
