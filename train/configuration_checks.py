@@ -19,6 +19,8 @@ CHOICES = {
     "model.dtype": ("float32", "bfloat16"),
     "data.placement": ("auto", "device", "grain"),
     "data.on_error": ("skip", "raise"),
+    "augment.policy": ("none", "rand_augment", "trivial_augment", "adaptive"),
+    "augment.mix": ("none", "mix_up", "cut_mix"),
     "augment.test_views": ("none", "mirror", "ten_crop"),
     "optimizer.decay": ("decoupled", "coupled"),
     "optimizer.decay_mask": ("kernels", "all"),
@@ -44,6 +46,9 @@ INTERVALS = {
     "data.label_noise": "[0, 1]",
     "augment.crop_padding": "[0, inf)",
     "augment.translate": "[0, inf)",
+    "augment.strength": "[0, 1]",
+    "augment.cut_out": "[0, inf)",
+    "augment.mix_alpha": "(0, inf)",
     "augment.test_padding": "[0, inf)",
     "optimizer.learning_rate": "(0, inf)",
     "optimizer.weight_decay": "[0, inf)",
@@ -159,6 +164,11 @@ def _check_agreement(config: ConfigDict) -> None:
     if config.task == "distillation" and not config.distillation.teacher:
         raise UsageError(
             "config.task is 'distillation': name its teacher, config.distillation.teacher=WORKDIR of a finished run"
+        )
+    if config.augment.mix != "none" and (config.task != "classification" or parallel.mode == "pmap"):
+        raise UsageError(
+            f"config.augment.mix is {config.augment.mix!r}, which mixes the labels of a classification over the whole "
+            "batch: set config.task to 'classification' and config.parallel.mode to 'jit', or mix to 'none'"
         )
     if config.transfer.freeze and (config.recompute_batch_stats or config.average.name == "swa"):
         raise UsageError(

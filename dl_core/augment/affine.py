@@ -124,7 +124,7 @@ def compose(first: Matrices, *then: Matrices) -> Matrices:
     return first
 
 
-def invert(matrices: Matrices) -> Matrices:
+def inverse(matrices: Matrices) -> Matrices:
     """The way back (shapes [batch, 3, 3]), by cofactors: exact for whole-pixel shifts and mirror images."""
     (a, b, c), (d, e, f), (g, h, i) = (tuple(jnp.moveaxis(row, -1, 0)) for row in jnp.moveaxis(matrices, 1, 0))
     adjugate = _matrix(
@@ -194,7 +194,7 @@ def warp(
             share += down * right
         return (total + (1 - share)[..., None] * outside).astype(image.dtype)
 
-    return jax.vmap(one)(images, invert(matrices))
+    return jax.vmap(one)(images, inverse(matrices))
 
 
 def random_affine_matrices(

@@ -5,6 +5,7 @@ accumulator's `compute(update(init(), labels, predictions))` is the function of 
 """
 
 from dl_core.metrics.accumulator import Metric, gathering_metric, mean_metric
+from dl_core.metrics.agreement import cohen_kappa, kappa_from_confusion, matthews_correlation, matthews_from_confusion
 from dl_core.metrics.brier_decomposition import brier_decomposition, brier_decomposition_metric
 from dl_core.metrics.calibration import (
     brier_score,
@@ -26,12 +27,18 @@ from dl_core.metrics.classification import (
     confusion_metric,
     counts_metric,
     f1,
+    fbeta,
+    jaccard,
     precision,
     recall,
+    samples_metric,
     specificity,
+    top_k_accuracy,
+    top_k_accuracy_metric,
 )
 from dl_core.metrics.classification_report import classification_summary
 from dl_core.metrics.coco import CocoFigures, coco_evaluate, coco_metric
+from dl_core.metrics.curve_intervals import CurveBand, precision_recall_band, roc_band
 from dl_core.metrics.curves import (
     auroc,
     average_precision,
@@ -40,6 +47,7 @@ from dl_core.metrics.curves import (
     roc_curve,
 )
 from dl_core.metrics.data_bias import data_bias
+from dl_core.metrics.delong import AurocDifference, delong_interval, delong_test
 from dl_core.metrics.detection import Detections, GroundTruth
 from dl_core.metrics.detection_packing import PackedDetections, pack_detections
 from dl_core.metrics.distances import (
@@ -121,7 +129,9 @@ from dl_core.metrics.text import (
 from dl_core.metrics.voc import VocAveragePrecision, voc_average_precision, voc_metric
 
 __all__ = [
+    "AurocDifference",
     "CocoFigures",
+    "CurveBand",
     "Detections",
     "GroundTruth",
     "Interval",
@@ -163,10 +173,13 @@ __all__ = [
     "clopper_pearson_interval",
     "coco_evaluate",
     "coco_metric",
+    "cohen_kappa",
     "confusion_matrix",
     "confusion_metric",
     "counts_metric",
     "data_bias",
+    "delong_interval",
+    "delong_test",
     "demographic_parity",
     "dice",
     "dice_metric",
@@ -176,6 +189,7 @@ __all__ = [
     "equalized_odds",
     "equalized_odds_from_counts",
     "f1",
+    "fbeta",
     "feature_moments",
     "feature_moments_metric",
     "frechet_bias",
@@ -193,12 +207,16 @@ __all__ = [
     "inception_score_metric",
     "iou",
     "iou_metric",
+    "jaccard",
     "jensen_shannon",
+    "kappa_from_confusion",
     "kernel_distance",
     "kernel_distance_of_subsets",
     "kl_divergence",
     "lerp",
     "manifold_scores",
+    "matthews_correlation",
+    "matthews_from_confusion",
     "mean_absolute_error",
     "mean_absolute_error_metric",
     "mean_metric",
@@ -223,6 +241,7 @@ __all__ = [
     "pixel_accuracy",
     "pixel_accuracy_metric",
     "precision",
+    "precision_recall_band",
     "precision_recall_curve",
     "predictive_parity",
     "r2_score",
@@ -232,9 +251,11 @@ __all__ = [
     "reliability_bins",
     "resultant_length",
     "resultant_length_metric",
+    "roc_band",
     "roc_curve",
     "root_mean_squared_error",
     "root_mean_squared_error_metric",
+    "samples_metric",
     "sentence_bleu",
     "sentence_cider",
     "sentence_meteor",
@@ -242,6 +263,8 @@ __all__ = [
     "slerp",
     "specificity",
     "tokenize_13a",
+    "top_k_accuracy",
+    "top_k_accuracy_metric",
     "total_variation",
     "two_set_metric",
     "voc_average_precision",

@@ -166,7 +166,9 @@ def gathering_metric(
 
     def compute(state: GatheredRows) -> Any:
         if not isinstance(state.num_rows, Tracer) and state.num_rows > capacity:
-            raise UsageError(f"{state.num_rows} rows were given, {capacity} fit; make the metric with a larger capacity")
+            raise UsageError(
+                f"{state.num_rows} rows were given, {capacity} fit; make the metric with a larger capacity"
+            )
         value = function(*state.buffers, where=jnp.arange(capacity) < state.num_rows)
         spoil = lambda leaf: jnp.where(state.num_rows > capacity, jnp.nan, leaf)
         return jax.tree.map(spoil, value) if isinstance(state.num_rows, Tracer) else value

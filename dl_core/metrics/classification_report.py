@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, Integer
 from dl_core.errors import UsageError
 from dl_core.metrics.accumulator import AnyArray
 from dl_core.metrics.calibration import brier_score, calibration_error, negative_log_likelihood
+from dl_core.metrics.checks import check_classes, check_finite, check_not_empty, check_same_length
 from dl_core.metrics.classification import (
     confusion_matrix,
     counts_from_confusion,
@@ -54,14 +55,16 @@ def classification_summary(
       answering the commonest class. Python floats.
 
     Raises:
-      UsageError: no examples, or a label outside [0, classes).
+      UsageError: no examples, shapes that do not match, a label outside [0, classes), or a logit that is not finite.
     """
     labels, logits = np.asarray(labels), np.asarray(logits, np.float32)
+    if labels.ndim != 1 or logits.ndim != 2:
+        raise UsageError(f"labels must be [n] and logits [n, classes], got {list(labels.shape)}, {list(logits.shape)}")
+    check_same_length(labels=labels, logits=logits)
+    check_not_empty("labels", labels)
     n, num_classes = logits.shape
-    if n == 0:
-        raise UsageError("a classification summary needs at least one example, got none")
-    if labels.min() < 0 or labels.max() >= num_classes:
-        raise UsageError(f"labels must lie in [0, {num_classes}), got values in [{labels.min()}, {labels.max()}]")
+    check_classes("labels", labels, num_classes)
+    check_finite("logits", logits)
     scores = {
         name: value.item() for name, value in _scores(jnp.asarray(labels), jnp.asarray(logits), num_classes).items()
     }

@@ -5,18 +5,21 @@ shares near 0 or 1, where the textbook ± 1.96 standard errors fails. Clopper-Pe
 level and is therefore wider. Brown, Cai, DasGupta (2001), "Interval Estimation for a Binomial Proportion".
 """
 
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.special
+from jax.core import Tracer
 from jax.scipy.special import ndtr, ndtri
-from jaxtyping import Array, Float, PRNGKeyArray, Real, Shaped
+from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray, Real, Shaped
 
 from dl_core.errors import UsageError, unknown_name
 from dl_core.metrics.accumulator import AnyArray
+from dl_core.metrics.checks import check_not_empty, check_same_length
 
 
 class Interval(NamedTuple):
@@ -26,9 +29,23 @@ class Interval(NamedTuple):
     high: Float[AnyArray, "..."] | float
 
 
-def _check_confidence(confidence: float) -> None:
+def check_confidence(confidence: float) -> None:
+    """Refuses a nominal coverage (no array, no shape) outside (0, 1), such as 95."""
     if not 0 < confidence < 1:
         raise UsageError(f"confidence must lie strictly between 0 and 1, got {confidence}")
+
+
+def _check_share(successes: Any, n: Any) -> None:
+    """Looks only at values that are there to be seen, not at traced ones."""
+    if isinstance(successes, Tracer) or isinstance(n, Tracer):
+        return
+    s, trials = np.asarray(successes, float), np.asarray(n, float)
+    if s.shape != trials.shape and s.ndim and trials.ndim:
+        raise UsageError(f"successes and n must have one shape, got {list(s.shape)} and {list(trials.shape)}")
+    bad = ~((s >= 0) & (s <= trials) & np.isfinite(trials))
+    if bad.any():
+        first = tuple(float(values[bad][0]) for values in np.broadcast_arrays(s, trials))
+        raise UsageError(f"successes must lie in [0, n] and n be finite, got {first[0]:g} of {first[1]:g}")
 
 
 def wilson_interval(
@@ -51,9 +68,10 @@ def wilson_interval(
       Interval in [0, 1].
 
     Raises:
-      UsageError: confidence outside (0, 1).
+      UsageError: confidence outside (0, 1); successes outside [0, n], seen outside jit.
     """
-    _check_confidence(confidence)
+    check_confidence(confidence)
+    _check_share(successes, n)
     xp = jnp if isinstance(successes, jax.Array) or isinstance(n, jax.Array) else np
     z = float(scipy.special.ndtri((1 + confidence) / 2))
     trials = xp.where(xp.asarray(n) > 0, n, 1)
@@ -86,9 +104,10 @@ def clopper_pearson_interval(
       Interval in [0, 1].
 
     Raises:
-      UsageError: confidence outside (0, 1).
+      UsageError: confidence outside (0, 1); successes outside [0, n], seen outside jit.
     """
-    _check_confidence(confidence)
+    check_confidence(confidence)
+    _check_share(successes, n)
     tail = (1 - confidence) / 2
     s, trials = np.asarray(successes, float), np.asarray(n, float)
     low = np.where(s > 0, scipy.special.betaincinv(np.maximum(s, 1), trials - s + 1, tail), 0.0)
@@ -96,13 +115,38 @@ def clopper_pearson_interval(
     return Interval(low, high) if np.ndim(low) else Interval(float(low), float(high))
 
 
+def stratified_rows(
+    strata: Integer[AnyArray, " n"],
+) -> tuple[Int[Array, " n"], Int[Array, " n"], Int[Array, " n"]]:
+    """What a draw within strata needs.
+
+    Args:
+      strata: the stratum of each row, any integers.
+
+    Returns:
+      The rows sorted by stratum, and for each place in that order where its stratum begins and where it ends; each [n].
+    """
+    strata = jnp.asarray(strata)
+    order = jnp.argsort(strata)
+    ranked = strata[order]
+    begin, end = (jnp.searchsorted(ranked, ranked, side=side) for side in ("left", "right"))
+    return order, begin, end
+
+
+def draw_rows(key: PRNGKeyArray, begin: Int[Array, " n"], end: Int[Array, " n"]) -> Int[Array, " n"]:
+    """For each place [n] a whole number in [begin, end), each as likely as the others but for (end - begin) / 2³²."""
+    size = jnp.maximum(end - begin, 1).astype(jnp.uint32)  # a stratum is never empty; padding may be
+    return begin + (jax.random.bits(key, begin.shape, jnp.uint32) % size).astype(begin.dtype)
+
+
 def bootstrap_interval(
-    statistic: Callable[..., Float[Array, ""]],
+    statistic: Callable[..., Float[Array, "..."]],
     *arrays: Shaped[AnyArray, "n ..."],
     key: PRNGKeyArray,
     confidence: float = 0.95,
     n_resamples: int = 1000,
     method: str = "bca",
+    strata: Integer[AnyArray, " n"] | None = None,
     batch_size: int = 100,
 ) -> Interval:
     """Interval of any statistic of n examples, from its values on examples drawn with replacement.
@@ -112,45 +156,90 @@ def bootstrap_interval(
 
         bootstrap_interval(functools.partial(f1, num_classes=10), labels, predictions, key=key)
 
+    Two models on the same examples: give both predictions, and the pairs stay together.
+
+        gain = lambda labels, a, b: accuracy(labels, b) - accuracy(labels, a)
+        bootstrap_interval(gain, labels, predictions_a, predictions_b, key=key)
+
     Args:
-      statistic: (*arrays) -> scalar; must work under vmap.
+      statistic: (*arrays) -> scalar, or an array of any shape; must work under vmap.
       arrays: the examples along the first axis, all of length n >= 2.
       key: drives the resampling.
-      confidence: nominal coverage, in (0, 1).
-      n_resamples: draws of n examples.
+      confidence: nominal coverage of each interval, in (0, 1).
+      n_resamples: draws of n examples, >= 1.
       method: "bca" or "percentile".
+      strata: draw as many examples of each stratum as there are, such as strata=labels to keep every class (Davison,
+        Hinkley 1997, *Bootstrap Methods and their Application*, §3.2 and 5.4); by default all are one stratum.
       batch_size: resamples evaluated at once; bounds the memory, does not change the draws.
 
     Returns:
-      Interval of scalars; both ends are the estimate where every resample agrees.
+      Interval, each end of the statistic's shape; both ends are the estimate where every resample agrees. Resamples
+      whose statistic is nan, such as an AUROC without positives, are left out; nan where all are.
 
     Raises:
-      UsageError: an unknown method, confidence outside (0, 1), or fewer than two examples.
+      UsageError: an unknown method, confidence outside (0, 1), n_resamples or batch_size < 1, fewer than two examples,
+        arrays whose lengths differ.
     """
-    _check_confidence(confidence)
+    check_confidence(confidence)
     if method not in ("bca", "percentile"):
         raise unknown_name("bootstrap method", method, ("bca", "percentile"))
+    for name, given in (
+        ("n_resamples", n_resamples),
+        ("batch_size", batch_size),
+        ("the number of arrays", len(arrays)),
+    ):
+        if given < 1:
+            raise UsageError(f"{name} must be at least 1, got {given}")
+    check_same_length(**{f"arrays[{i}]": array for i, array in enumerate(arrays)}, strata=strata)
+    check_not_empty("arrays[0]", arrays[0])
     n = arrays[0].shape[0]
     if n < 2:
         raise UsageError(f"a bootstrap needs at least two examples, got {n}")
     arrays = tuple(jnp.asarray(array) for array in arrays)
-    of_rows = lambda rows: statistic(*(array[rows] for array in arrays))
-    resample = lambda k: of_rows(jax.random.randint(k, (n,), 0, n))
+    of_rows = lambda rows: jnp.ravel(statistic(*(array[rows] for array in arrays)))
+    if strata is None:
+        order, begin, end = jnp.arange(n), jnp.zeros(n, jnp.int32), jnp.full(n, n, jnp.int32)
+    else:
+        order, begin, end = stratified_rows(strata)
+    resample = lambda k: of_rows(order[draw_rows(k, begin, end)])
     values = jax.lax.map(resample, jax.random.split(key, n_resamples), batch_size=batch_size)
 
+    estimate = jnp.asarray(statistic(*arrays))
     tails = jnp.array([(1 - confidence) / 2, (1 + confidence) / 2])
     if method == "bca":
-        estimate = statistic(*arrays)
-        # Ties count one half, as a statistic such as an accuracy takes few values.
-        below = jnp.mean(values < estimate) / 2 + jnp.mean(values <= estimate) / 2
-        bias = ndtri(jnp.clip(below, 0.5 / n_resamples, 1 - 0.5 / n_resamples))
         others = jnp.arange(n - 1)
-        leave_out = lambda i: of_rows(others + (others >= i))
+        leave_out = lambda place: of_rows(order[others + (others >= place)])
         left_out = jax.lax.map(leave_out, jnp.arange(n), batch_size=batch_size)
-        pull = left_out.mean() - left_out
-        spread = jnp.sum(pull**2)
-        skewness = jnp.where(spread > 0, jnp.sum(pull**3) / (6 * jnp.where(spread > 0, spread, 1.0) ** 1.5), 0.0)
-        shifted = bias + ndtri(tails)
-        tails = ndtr(bias + shifted / (1 - skewness * shifted))
-    low, high = jnp.quantile(values, tails)
-    return Interval(low, high)
+        tails = _bca_tails(values, estimate.ravel(), left_out, begin, end, tails)
+    else:
+        tails = jnp.broadcast_to(tails[:, None], (2, values.shape[1]))
+    low, high = jax.vmap(jnp.nanquantile, in_axes=1, out_axes=1)(values, tails)
+    return Interval(low.reshape(estimate.shape), high.reshape(estimate.shape))
+
+
+@jax.jit
+@functools.partial(jax.vmap, in_axes=(1, 0, 1, None, None, None), out_axes=1)
+def _bca_tails(
+    values: Float[Array, " resamples"],
+    estimate: Float[Array, ""],
+    left_out: Float[Array, " n"],
+    begin: Int[Array, " n"],
+    end: Int[Array, " n"],
+    tails: Float[Array, "2"],
+) -> Float[Array, "2"]:
+    """The quantiles to take instead of `tails`, from the bias of the resamples and the skewness of the influences."""
+    # Ties count one half, as a statistic such as an accuracy takes few values.
+    least = 0.5 / values.shape[0]
+    below = jnp.nanmean(jnp.where(jnp.isnan(values), jnp.nan, (jnp.sign(estimate - values) + 1) / 2))
+    bias = ndtri(jnp.clip(below, least, 1 - least))
+    known = ~jnp.isnan(left_out)
+    per_stratum = lambda of_row: jnp.zeros_like(left_out).at[begin].add(jnp.where(known, of_row, 0.0))[begin]
+    centre = per_stratum(left_out) / per_stratum(jnp.ones_like(left_out))
+    # The influence of a row of a stratum of size m is m - 1 times this pull, and counts 1 / m.
+    pull = jnp.where(known, (centre - left_out) * (1 - 1 / (end - begin)), 0.0)
+    # Scaled by the largest: cubes of the small changes that one row makes would vanish in float32.
+    pull = pull / jnp.maximum(jnp.abs(pull).max(), jnp.finfo(pull.dtype).tiny)
+    spread = jnp.sum(pull**2)
+    skewness = jnp.where(spread > 0, jnp.sum(pull**3) / (6 * jnp.where(spread > 0, spread, 1.0) ** 1.5), 0.0)
+    shifted = bias + ndtri(tails)
+    return ndtr(bias + shifted / (1 - skewness * shifted))

@@ -5,6 +5,7 @@ Figures are made without pyplot: nothing is shown, kept or closed; a notebook di
 """
 
 from dl_core.plots.activations import activation_functions
+from dl_core.plots.augmentation import contact_sheet
 from dl_core.plots.boundary import decision_boundary
 from dl_core.plots.calibration import reliability_diagram, reliability_diagrams
 from dl_core.plots.confusion import confusion_matrix
@@ -21,6 +22,7 @@ __all__ = [
     "activation_functions",
     "class_scores",
     "confusion_matrix",
+    "contact_sheet",
     "decision_boundary",
     "distance_ladder",
     "error_by_angle",

@@ -7,9 +7,11 @@ from jaxtyping import Integer
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
+from dl_core.errors import UsageError
 from dl_core.plots.style import PALE, WIDTH, AnyArray, in_house_style
 
 MOST_WITH_NUMBERS = 20
+MOST_WITH_SHARES = 10
 WHITE_TO_BLUE = LinearSegmentedColormap.from_list("white_to_blue", ["white", "#4A90C4", "#0A3A66"])
 
 
@@ -22,10 +24,17 @@ def confusion_matrix(matrix: Integer[AnyArray, "classes classes"], class_names: 
       class_names: one for each class.
 
     Returns:
-      A Figure; beyond 20 classes the numbers are left out and the picture grows.
+      A Figure; up to 10 classes each count has its share of the row below it, beyond that each row has on its right the
+      share that is right; beyond 20 the counts are left out and the picture grows.
+
+    Raises:
+      UsageError: the matrix is not square, or has not as many rows as there are names.
     """
     matrix = np.asarray(matrix)
     n = len(matrix)
+    if matrix.shape != (n, n) or len(class_names) != n or not n:
+        shape = list(matrix.shape)
+        raise UsageError(f"matrix must be [classes, classes] with a name for each, got {shape} and {len(class_names)}")
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     longest = max(map(len, class_names), default=1)
     numbers = n <= MOST_WITH_NUMBERS
@@ -46,15 +55,28 @@ def confusion_matrix(matrix: Integer[AnyArray, "classes classes"], class_names: 
         axes.set_yticks(np.arange(n + 1) - 0.5, minor=True)
         axes.grid(which="minor", color=PALE, linewidth=0.5)
         axes.tick_params(which="minor", length=0)
+    if n > MOST_WITH_SHARES:
+        right = [f"{100 * share[k, k]:.0f} %" if matrix[k].any() else "—" for k in range(n)]
+        margin = axes.secondary_yaxis("right")
+        margin.set_yticks(range(n), right, fontsize=font)
+        margin.tick_params(length=0)
+        margin.spines[:].set_visible(False)
+        margin.set_ylabel("of which right")
     if numbers:
         digits = len(str(matrix.max())) if matrix.size else 1
         size = float(np.clip(1.4 * cell / max(digits, 2), 5, 10))
         for row, column in zip(*np.nonzero(matrix), strict=True):
-            dark = share[row, column] > 0.3
+            colour = "white" if share[row, column] > 0.3 else "black"
+            below = n <= MOST_WITH_SHARES
             axes.text(
-                column, row, str(matrix[row, column]), ha="center", va="center", fontsize=size,
-                color="white" if dark else "black", fontweight="normal" if row == column else "bold",
+                column, row - 0.02 * below, str(matrix[row, column]), ha="center", va="bottom" if below else "center",
+                fontsize=size, color=colour, fontweight="normal" if row == column else "bold",
             )  # fmt: skip
+            if below:
+                percent = 100 * share[row, column]
+                text = f"{percent:.0f} %" if percent >= 1 else "<1 %"
+                small = min(size - 2, 8.0)
+                axes.text(column, row + 0.05, text, ha="center", va="top", fontsize=small, color=colour)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     return figure

@@ -1,4 +1,7 @@
-"""ROC and precision-recall curves of many classes: all of them thin, the worst by name, their mean bold."""
+"""ROC and precision-recall curves of many classes: all of them thin, the worst by name, their mean bold.
+
+Confidence bands are light, with a hatch of their own for each class, so that they can be told apart in a grey print.
+"""
 
 from collections.abc import Sequence
 
@@ -7,9 +10,13 @@ from jaxtyping import Float, Real
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dl_core.errors import UsageError
 from dl_core.plots.style import COLOURS, DASHES, GREY, PALE, AnyArray, in_house_style
 
 Curve = tuple[Real[AnyArray, " points"], Real[AnyArray, " points"]]
+Band = tuple[Real[AnyArray, " grid"], Real[AnyArray, " grid"], Real[AnyArray, " grid"]]
+Ends = tuple[Real[AnyArray, " classes"], Real[AnyArray, " classes"]]
+HATCHES = ("////", "\\\\\\\\", "....", "||||")
 MOST_BY_NAME = 3
 ENLARGE_ABOVE = 0.985
 
@@ -27,11 +34,20 @@ def _mean_curve(
     return grid, np.mean(values, axis=0)
 
 
-def _draw(axes: Axes, curves: list, shown: list[int], mean: tuple | None, *, steps: bool, scale: float = 1.0) -> list:
+def _draw(
+    axes: Axes, curves: list, bands: list, shown: list[int], mean: tuple | None, *, steps: bool, scale: float = 1.0
+) -> list:
     style = "steps-pre" if steps else "default"
     for index, (x, y) in enumerate(curves):
         if index not in shown:
             axes.plot(x, y, color=GREY, linewidth=0.6 * scale, alpha=0.7, drawstyle=style)
+    for place, index in enumerate(shown):
+        if bands[index] is not None:
+            grid, low, high = (np.asarray(part) for part in bands[index])
+            colour, hatch = COLOURS[place % len(COLOURS)], HATCHES[place % len(HATCHES)]
+            axes.fill_between(
+                grid, low, high, facecolor=(colour, 0.12), edgecolor=(colour, 0.3), hatch=hatch, linewidth=0.5
+            )
     handles = []
     for place, index in enumerate(shown):
         x, y = curves[index]
@@ -47,14 +63,22 @@ def _curves(
     class_names: Sequence[str],
     areas: Real[AnyArray, " classes"],
     *,
+    bands: Sequence[Band | None] | None,
+    intervals: Ends | None,
     axis_labels: tuple[str, str],
     area_name: str,
     steps: bool,
     corner: tuple[float, float],
 ) -> Figure:
+    given = {"curves": curves, "class_names": class_names, "areas": areas, "bands": bands}
+    given |= {} if intervals is None else {"intervals[0]": intervals[0], "intervals[1]": intervals[1]}
+    lengths = {name: len(value) for name, value in given.items() if value is not None}
+    if len(set(lengths.values())) > 1:
+        raise UsageError(f"{', '.join(lengths)} must have one entry for each class, got {list(lengths.values())}")
     areas = np.asarray(areas, float)
     defined = [i for i in range(len(curves)) if np.isfinite(areas[i])]
     arrays = [(np.asarray(x, float), np.asarray(y, float)) for x, y in (curves[i] for i in defined)]
+    of_defined = [bands[i] if bands is not None else None for i in defined]
     order = sorted(range(len(defined)), key=lambda i: areas[defined[i]])
     shown = order[: MOST_BY_NAME if len(defined) > 4 else len(defined)]
     mean = _mean_curve(arrays, steps=steps) if len(defined) > 1 else None
@@ -63,8 +87,15 @@ def _curves(
     axes = figure.add_subplot()
     if not steps:
         axes.plot([0, 1], [0, 1], color=PALE, linewidth=0.8)
-    handles = _draw(axes, arrays, shown, mean, steps=steps)
-    names = [f"{class_names[defined[i]]}  {areas[defined[i]]:.4f}" for i in shown]
+    handles = _draw(axes, arrays, of_defined, shown, mean, steps=steps)
+
+    def entry(index: int) -> str:
+        name, area = class_names[index], areas[index]
+        if intervals is None or not np.isfinite([ends[index] for ends in intervals]).all():
+            return f"{name}  {area:.4f}"
+        return f"{name}  {area:.3f} ({intervals[0][index]:.3f} – {intervals[1][index]:.3f})"
+
+    names = [entry(defined[i]) for i in shown]
     if mean is not None:
         names.append(f"mean of {len(defined)} classes  {np.mean(areas[defined]):.4f}")
     axes.set_xlim(-0.01, 1.01)
@@ -78,7 +109,7 @@ def _curves(
         if areas[defined].mean() > ENLARGE_ABOVE:
             x, y = corner
             inset = axes.inset_axes((0.36, 0.35, 0.54, 0.5))
-            _draw(inset, arrays, shown, mean, steps=steps)
+            _draw(inset, arrays, of_defined, shown, mean, steps=steps)
             inset.set_xlim(x - 0.002, x + 0.102)
             inset.set_ylim(y - 0.002, y + 0.102)
             inset.tick_params(labelsize=8)
@@ -93,31 +124,53 @@ def _curves(
             title=f"{area_name}{lowest_first}",
             loc="lower left" if steps else "lower right",
             alignment="left",
+            frameon=True,  # over bands, on which letters would be hard to read
+            framealpha=0.85,
+            edgecolor="none",
         )
     return figure
 
 
 @in_house_style
-def roc_curves(curves: Sequence[Curve], class_names: Sequence[str], areas: Real[AnyArray, " classes"]) -> Figure:
+def roc_curves(
+    curves: Sequence[Curve],
+    class_names: Sequence[str],
+    areas: Real[AnyArray, " classes"],
+    *,
+    bands: Sequence[Band | None] | None = None,
+    intervals: Ends | None = None,
+) -> Figure:
     """True against false positive rate, each class against the rest; the three with the least area by name.
 
     Args:
       curves: for each class, false and true positive rates [points], rising from 0 to 1.
       class_names: one for each class.
       areas: AUROC of each class; a class whose area is nan is left out.
+      bands: for each class None or a grid of false positive rates [grid] and the least and largest true positive rate
+        there, as `dl_core.metrics.roc_band` returns them; drawn for the classes that are named.
+      intervals: low and high ends of the areas [classes], such as those of `delong_interval`; written beside them.
 
     Returns:
       A Figure; where the mean area is above 0.985, with the upper left corner enlarged.
+
+    Raises:
+      UsageError: curves, names, areas, bands and intervals are not as many.
     """
     return _curves(
-        curves, class_names, areas, axis_labels=("false positive rate", "true positive rate (recall)"),
+        curves, class_names, areas, bands=bands, intervals=intervals,
+        axis_labels=("false positive rate", "true positive rate (recall)"),
         area_name="area under the curve", steps=False, corner=(0.0, 0.9),
     )  # fmt: skip
 
 
 @in_house_style
 def precision_recall_curves(
-    curves: Sequence[Curve], class_names: Sequence[str], areas: Real[AnyArray, " classes"]
+    curves: Sequence[Curve],
+    class_names: Sequence[str],
+    areas: Real[AnyArray, " classes"],
+    *,
+    bands: Sequence[Band | None] | None = None,
+    intervals: Ends | None = None,
 ) -> Figure:
     """Precision against recall, each class against the rest; the three with the least average precision by name.
 
@@ -125,11 +178,17 @@ def precision_recall_curves(
       curves: for each class, recall and precision [points], recall rising from 0 to 1.
       class_names: one for each class.
       areas: average precision of each class; a class for which it is nan is left out.
+      bands: for each class None or a grid of recalls [grid] and the least and largest precision there, as
+        `dl_core.metrics.precision_recall_band` returns them; drawn for the classes that are named.
+      intervals: low and high ends of the areas [classes], such as those of `bootstrap_interval`; written beside them.
 
     Returns:
       A Figure; where the mean is above 0.985, with the upper right corner enlarged.
+
+    Raises:
+      UsageError: curves, names, areas, bands and intervals are not as many.
     """
     return _curves(
-        curves, class_names, areas, axis_labels=("recall", "precision"),
+        curves, class_names, areas, bands=bands, intervals=intervals, axis_labels=("recall", "precision"),
         area_name="average precision", steps=True, corner=(0.9, 0.9),
     )  # fmt: skip

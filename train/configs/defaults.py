@@ -64,6 +64,13 @@ def get_config() -> ConfigDict:
     config.augment.flip = False  # True: mirror left-right with probability 1/2
     config.augment.alternate_flip = False  # True: an image is mirrored in every other epoch, half of them in the first
     config.augment.translate = 0  # pixels: largest shift along either axis
+    config.augment.policy = "none"  # after these: none | rand_augment | trivial_augment | adaptive
+    config.augment.strength = (
+        0.3  # of the policy, in [0, 1]: share of RandAugment's 30 magnitudes, p of the adaptive one
+    )
+    config.augment.cut_out = 0  # pixels: side of a square painted over
+    config.augment.mix = "none"  # every image with another of the batch (classification): none | mix_up | cut_mix
+    config.augment.mix_alpha = 1.0  # > 0; shares are drawn from Beta(alpha, alpha)
     config.augment.test_views = "none"  # predictions are averaged over: none | mirror | ten_crop (of the padded image)
     config.augment.test_padding = 1  # pixels on each side before the ten crops
 

@@ -12,7 +12,9 @@ from jaxtyping import Array, Float
 
 import models
 from dl_core import data as datasets
-from dl_core.augment import geometric, photometric, policies
+from dl_core.augment import geometric, mixing, photometric, policies
+from dl_core.augment.adaptive import adaptive_augment
+from dl_core.augment.rand_augment import rand_augment, trivial_augment
 from dl_core.data import Dataset
 from dl_core.errors import UsageError
 from dl_core.losses import cross_entropy
@@ -84,6 +86,9 @@ def make_augmentation(options: Any) -> Callable[[jax.Array, Batch], Array]:
         operations.append(lambda key, x: geometric.random_translate(key, x, max_shift=options.translate))
     if options.flip:
         operations.append(geometric.random_flip)
+    operations += make_policy(options)
+    if options.cut_out:
+        operations.append(lambda key, x: mixing.cut_out(key, x, size=options.cut_out))
     augment = policies.sequence(*operations)
 
     def images_of(key: jax.Array, batch: Batch) -> Array:
@@ -93,6 +98,17 @@ def make_augmentation(options: Any) -> Callable[[jax.Array, Batch], Array]:
         return augment(jax.vmap(jax.random.fold_in, (None, 0))(key, batch["row"]), images)
 
     return images_of
+
+
+def make_policy(options: Any) -> list[policies.Augmentation]:
+    """The policy that `config.augment.policy` names, at `config.augment.strength`, as a list of one or none."""
+    magnitude = round(30 * options.strength)
+    return {
+        "none": [],
+        "rand_augment": [lambda key, x: rand_augment(key, x, magnitude=magnitude)],
+        "trivial_augment": [trivial_augment],
+        "adaptive": [lambda key, x: adaptive_augment(key, x, p=options.strength, clip=True)],
+    }[options.policy]
 
 
 def make_views(options: Any) -> Any:
@@ -118,6 +134,7 @@ def make_task(config: Any, info: DatasetInfo, *, example_loss: Callable[..., Arr
     augment = make_augmentation(config.augment)
     mean, std = jnp.asarray(info.mean), jnp.asarray(info.std)
     loss_options = config.loss
+    mix = {"none": None, "mix_up": mixing.mix_up, "cut_mix": mixing.cut_mix}[config.augment.mix]
     undropped = model.clone(dropout=0.0) if hasattr(model, "dropout") else model
 
     def init(key: jax.Array) -> Any:
@@ -125,7 +142,11 @@ def make_task(config: Any, info: DatasetInfo, *, example_loss: Callable[..., Arr
 
     def loss_fn(params: Any, model_state: Any, batch: Batch, key: jax.Array) -> tuple[Array, Any]:
         augment_key, dropout_key = jax.random.split(key)
-        augmented = augment(augment_key, batch)
+        augmented, labels = augment(augment_key, batch), batch["label"]
+        if mix is not None:
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(augment_key, 1), batch["row"])
+            one_hot = jax.nn.one_hot(labels, len(info.class_names))
+            augmented, labels = mix(keys, augmented, one_hot, alpha=config.augment.mix_alpha, per_row=True)
         images = photometric.normalize(augmented, mean, std)
         logits, updated = model.apply(
             {"params": params, **model_state}, images, train=True,
@@ -133,16 +154,16 @@ def make_task(config: Any, info: DatasetInfo, *, example_loss: Callable[..., Arr
         )  # fmt: skip
         auxiliary = updated.pop("auxiliary", {})
         criterion = partial(cross_entropy, label_smoothing=loss_options.label_smoothing)
-        plain = cross_entropy(logits, batch["label"]).mean()  # what is reported: the measure of validation and test
-        loss = criterion(logits, batch["label"]).mean() if loss_options.label_smoothing else plain
+        plain = cross_entropy(logits, labels).mean()  # what is reported: the measure of validation and test
+        loss = criterion(logits, labels).mean() if loss_options.label_smoothing else plain
         if example_loss is not None:
-            loss = example_loss(logits, batch["label"], augmented).mean()
-        loss += auxiliary_loss(model, auxiliary, criterion, batch["label"])
+            loss = example_loss(logits, labels, augmented).mean()
+        loss += auxiliary_loss(model, auxiliary, criterion, labels)
         if loss_options.l1:
             loss += loss_options.l1 * l1_penalty(params)
         if loss_options.l2:
             loss += loss_options.l2 * l2_penalty(params)
-        accuracy = (logits.argmax(-1) == batch["label"]).mean()
+        accuracy = (logits.argmax(-1) == batch["label"]).mean()  # of mixed images: of the one with its own key
         return loss, (dict(updated), {"loss": plain, "objective": loss, "accuracy": accuracy})
 
     def apply_fn(variables: Any, images: Float[Array, "batch height width channels"]) -> Float[Array, "batch classes"]:

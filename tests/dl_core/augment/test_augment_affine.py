@@ -21,7 +21,7 @@ METHODS = ("nearest", "bilinear", "bicubic")
 rotation, shear, scaling = (
     jax.jit(function, static_argnames="size") for function in (affine.rotation, affine.shear, affine.scaling)
 )
-translation, compose, invert = jax.jit(affine.translation), jax.jit(affine.compose), jax.jit(affine.invert)
+translation, compose, inverse = jax.jit(affine.translation), jax.jit(affine.compose), jax.jit(affine.inverse)
 warp = jax.jit(affine.warp, static_argnames=("method", "fill", "size"))
 random_affine_matrices = jax.jit(
     affine.random_affine_matrices,
@@ -129,9 +129,9 @@ def test_a_quarter_turn_is_numpys(method):
 def test_the_inverse_matrix_undoes_a_warp_in_the_interior(method, error):
     """Twice the error of interpolating waves of 0.35 and 0.3 radians a pixel: h² f'' / 8 = 0.013 each for a line."""
     matrices = random_affine_matrices(KEY, 4, SIZE, degrees=10.0, translate=(0.05, 0.05), shear=(0.1, 0.1))
-    back = warp(warp(images(), matrices, method=method), invert(matrices), method=method)
+    back = warp(warp(images(), matrices, method=method), inverse(matrices), method=method)
     np.testing.assert_allclose(back[:, 4:-4, 4:-4], images()[:, 4:-4, 4:-4], atol=2 * error)
-    np.testing.assert_allclose(compose(matrices, invert(matrices)), np.broadcast_to(np.eye(3), (4, 3, 3)), atol=1e-5)
+    np.testing.assert_allclose(compose(matrices, inverse(matrices)), np.broadcast_to(np.eye(3), (4, 3, 3)), atol=1e-5)
 
 
 def test_a_linear_ramp_is_moved_without_error():
@@ -140,7 +140,7 @@ def test_a_linear_ramp_is_moved_without_error():
     plane = jnp.broadcast_to((2 * x - 3 * y)[None, ..., None], (4, 12, 16, 1))
     matrices = random_affine_matrices(KEY, 4, SIZE, **STRONG)
     points = np.stack([x.ravel(), y.ravel()], axis=1)
-    source = moved(invert(matrices), points).reshape(4, 12, 16, 2)
+    source = moved(inverse(matrices), points).reshape(4, 12, 16, 2)
     expected = 2 * source[..., 0] - 3 * source[..., 1]
     inside = ((source > 2) & (source < np.array([14, 10]))).all(axis=-1)
     for method in ("bilinear", "bicubic"):
@@ -165,7 +165,7 @@ def test_pillow_moves_the_interior_alike(method):
     got = warp(images(), matrices, method=method, fill=7.0)
     inside = warp(jnp.ones_like(images()), matrices, method="bilinear") > 1 - 1e-6
     assert inside.mean() > 0.4
-    for picture, matrix, ours, compared in zip(images(), invert(matrices), got, inside, strict=True):
+    for picture, matrix, ours, compared in zip(images(), inverse(matrices), got, inside, strict=True):
         theirs = Image.fromarray(np.asarray(picture[..., 0])).transform(
             SIZE[::-1],
             Image.Transform.AFFINE,

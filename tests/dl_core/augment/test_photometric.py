@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from dl_core.augment import photometric
+from dl_core.errors import UsageError
 
 BYTES = np.random.default_rng(0).integers(0, 256, (32, 6, 5, 3), dtype=np.uint8)
 
@@ -39,3 +41,24 @@ def test_normalising_by_nothing_is_the_identity():
 def test_half_precision_stays_half_precision_whatever_the_statistics_are():
     images = photometric.to_float(BYTES).astype(jnp.bfloat16)
     assert photometric.normalize(images, np.zeros(3), np.ones(3)).dtype == jnp.bfloat16
+
+
+def test_a_strength_for_all_and_one_for_each_image_become_factors_of_a_batch():
+    images = photometric.to_float(BYTES)
+    assert photometric.per_image("factor", 2, images, "[0, inf)").shape == (1, 1, 1, 1)
+    assert photometric.per_image("factor", jnp.ones(32), images, "[0, inf)").shape == (32, 1, 1, 1)
+    for bad in (-1.0, np.inf, np.nan):
+        with pytest.raises(UsageError, match=r"factor must lie in \[0, inf\)"):
+            photometric.per_image("factor", bad, images, "[0, inf)")
+
+
+def test_images_are_looked_at_where_they_can_be_seen(annotations_off):
+    images = photometric.to_float(BYTES)
+    photometric.check_images(images)
+    jax.jit(lambda images: photometric.check_images(images))(2 * images)  # nothing to be seen
+    with pytest.raises(UsageError, match=r"in \[0, 1\].*denormalize"):
+        jax.jit(lambda: photometric.check_images(2 * np.asarray(images)))()
+    with pytest.raises(UsageError, match="1 values that are NaN"):
+        photometric.check_images(images.at[0, 0, 0, 0].set(jnp.nan))
+    with pytest.raises(UsageError, match="uint8; to_float"):
+        photometric.check_images(jnp.asarray(BYTES))
