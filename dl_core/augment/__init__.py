@@ -30,6 +30,7 @@ from dl_core.augment.audio import (
     random_pitch,
     random_speed,
 )
+from dl_core.augment.automatic import rand_augment, trivial_augment
 from dl_core.augment.color import (
     adjust_brightness,
     adjust_contrast,
@@ -72,7 +73,6 @@ from dl_core.augment.photometric import (
     to_float,
 )
 from dl_core.augment.policies import average_over_views, crop_and_flip, one_of, per_image_keys, random_apply, sequence
-from dl_core.augment.rand_augment import rand_augment, trivial_augment
 from dl_core.augment.resize import (
     average_over_sizes,
     random_resized_crop,

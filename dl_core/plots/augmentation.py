@@ -1,10 +1,11 @@
 """A contact sheet: every augmentation at five strengths, on one image.
 
-from dl_core.data.scenes import scene_examples
-from dl_core.plots.augmentation import contact_sheet
+The picture of the documentation (280 kB; at more dots an inch, or of a larger image, the rows of noise outgrow 300 kB):
 
-images, _ = scene_examples(0, 1, size=64, max_objects=4)
-contact_sheet(images[0] / 255).savefig("augmentations.png", dpi=100)
+    images, _ = dl_core.data.scenes.scene_examples(0, 1, size=40, max_objects=4, first=37)
+    contact_sheet(to_float(images)[0]).savefig("augmentations.png", dpi=90)
+
+An image of 40 pixels is what the strengths that are given in pixels suit.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from matplotlib.figure import Figure
 
-from dl_core.augment import adaptive, affine, color, filters, mixing, noise, rand_augment
+from dl_core.augment import adaptive, affine, automatic, color, filters, mixing, noise
 from dl_core.errors import UsageError
 from dl_core.plots.style import GREY, PALE, WIDTH, AnyArray, in_house_style
 
@@ -90,11 +91,11 @@ OPERATIONS: Mapping[str, Operation] = {
         (0, 0.1, 0.25, 0.4, 0.6),
     ),
     "RandAugment\n(magnitude)": (
-        _each(lambda x, at: rand_augment.rand_augment(jax.random.key(3), x, magnitude=at.astype(jnp.int32))),
+        _each(lambda x, at: automatic.rand_augment(jax.random.key(3), x, magnitude=at.astype(jnp.int32))),
         (0, 5, 9, 15, 30),
     ),
     "TrivialAugment\n(seed)": (
-        lambda x, at: rand_augment.trivial_augment(jax.vmap(jax.random.key)(at.astype(jnp.int32)), x),
+        lambda x, at: automatic.trivial_augment(jax.vmap(jax.random.key)(at.astype(jnp.int32)), x),
         (0, 7, 12, 18, 24),
     ),
     "ADA (p)": (

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from dl_core.augment import color, filters, mixing, rand_augment
+from dl_core.augment import automatic, color, filters, mixing
 from dl_core.augment.photometric import to_float
 
 torch = pytest.importorskip("torch")
@@ -133,22 +133,20 @@ def test_mixtures_and_erased_rectangles_are_torchvisions():
 def test_magnitudes_are_torchvisions(wide):
     policy = v2.TrivialAugmentWide if wide else v2.RandAugment
     space = policy._AUGMENTATION_SPACE
-    assert [name.lower() for name in space] == [name.replace("_", "") for name in rand_augment.OPERATIONS]
-    for row, (name, (values, signed)) in zip(
-        rand_augment.magnitudes(31, (33, 30), wide=wide), space.items(), strict=True
-    ):
+    assert [name.lower() for name in space] == [name.replace("_", "") for name in automatic.OPERATIONS]
+    for row, (name, (values, signed)) in zip(automatic.magnitudes(31, (33, 30), wide=wide), space.items(), strict=True):
         theirs = values(31, 33, 30)
         np.testing.assert_allclose(row, 0 if theirs is None else theirs.numpy(), atol=1e-5, err_msg=name)
         own = {"ShearX": "shear_x", "ShearY": "shear_y", "TranslateX": "translate_x", "TranslateY": "translate_y"}
-        assert signed == (own.get(name, name.lower()) in rand_augment._SIGNED)
+        assert signed == (own.get(name, name.lower()) in automatic._SIGNED)
 
 
 @pytest.mark.parametrize("number", range(14))
 def test_the_operations_of_rand_augment_are_torchvisions(number):
     name = list(v2.RandAugment._AUGMENTATION_SPACE)[number]
-    magnitude = float(rand_augment.magnitudes(31, (33, 30))[number, 9])
-    plan = rand_augment.Plan(jnp.full(4, number), jnp.full(4, magnitude, jnp.float32))
-    ours = np.asarray(jax.jit(rand_augment.apply_plan)(IMAGES, plan))
+    magnitude = float(automatic.magnitudes(31, (33, 30))[number, 9])
+    plan = automatic.Plan(jnp.full(4, number), jnp.full(4, magnitude, jnp.float32))
+    ours = np.asarray(jax.jit(automatic.apply_plan)(IMAGES, plan))
     theirs = nhwc(v2.RandAugment()._apply_image_or_video_transform(
         nchw(BYTES), name, magnitude, interpolation=v2.InterpolationMode.NEAREST, fill={torch.Tensor: 0.0}
     ))  # fmt: skip

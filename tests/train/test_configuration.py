@@ -103,7 +103,7 @@ def test_a_number_among_the_options_stays_a_number(config):
         ("loss.smoothing", "config.loss.label_smoothing"),
         ("early_stoping.patience", "config.early_stopping.patience"),
         ("optimzer", "config.optimizer"),
-        ("augment.zzz", "the fields of config.augment are .*crop_padding, flip, "),
+        ("augment.zzz", "the fields of config.augment are .*crop_padding, cut_out, flip, "),
         ("zzzzz", "the fields and groups of config are .*optimizer"),
     ],
 )

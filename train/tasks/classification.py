@@ -14,7 +14,7 @@ import models
 from dl_core import data as datasets
 from dl_core.augment import geometric, mixing, photometric, policies
 from dl_core.augment.adaptive import adaptive_augment
-from dl_core.augment.rand_augment import rand_augment, trivial_augment
+from dl_core.augment.automatic import rand_augment, trivial_augment
 from dl_core.data import Dataset
 from dl_core.errors import UsageError
 from dl_core.losses import cross_entropy

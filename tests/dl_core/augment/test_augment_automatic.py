@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dl_core.augment import affine, color, filters, rand_augment
+from dl_core.augment import affine, automatic, color, filters
 from dl_core.augment.policies import per_image_keys
 from dl_core.errors import UsageError
 
 KEY = jax.random.key(11)
 IMAGES = jax.random.uniform(KEY, (14, 18, 20, 3))
-NAMES = rand_augment.OPERATIONS
-TABLE = rand_augment.magnitudes(31, (18, 20))
-compiled = jax.jit(rand_augment.apply_plan)
+NAMES = automatic.OPERATIONS
+TABLE = automatic.magnitudes(31, (18, 20))
+compiled = jax.jit(automatic.apply_plan)
 
 
 def alone(name, image, magnitude):
@@ -47,7 +47,7 @@ def alone(name, image, magnitude):
 
 def test_every_image_is_given_the_operation_of_its_plan():
     magnitude = np.where(np.arange(14) % 2, TABLE[:, 9], np.where(np.arange(14) < 10, -TABLE[:, 9], TABLE[:, 9]))
-    plan = rand_augment.Plan(jnp.arange(14), jnp.asarray(magnitude, jnp.float32))
+    plan = automatic.Plan(jnp.arange(14), jnp.asarray(magnitude, jnp.float32))
     result = compiled(IMAGES, plan)
     for row, name in enumerate(NAMES):
         expected = alone(name, IMAGES[row], float(magnitude[row]))
@@ -57,14 +57,14 @@ def test_every_image_is_given_the_operation_of_its_plan():
 
 def test_accelerators_compute_the_same_all_together():
     """What is compiled for other platforms than the CPU, run on it: all branches at once by `vmap`."""
-    plan = rand_augment.random_plan(per_image_keys(KEY, 14), TABLE)
-    once = jax.jit(jax.vmap(lambda image, plan: rand_augment.apply_plan(image[None], plan)[0]))
+    plan = automatic.random_plan(per_image_keys(KEY, 14), TABLE)
+    once = jax.jit(jax.vmap(lambda image, plan: automatic.apply_plan(image[None], plan)[0]))
     each = jax.tree.map(lambda leaf: leaf[:, None], plan)
     np.testing.assert_allclose(once(IMAGES, each), compiled(IMAGES, plan), atol=1e-6)
 
 
 def test_operations_are_equally_likely_and_signs_are_tossed():
-    plan = jax.jit(lambda keys: rand_augment.random_plan(keys, TABLE[:, 9:10]))(per_image_keys(KEY, 14000))
+    plan = jax.jit(lambda keys: automatic.random_plan(keys, TABLE[:, 9:10]))(per_image_keys(KEY, 14000))
     operation, magnitude = np.asarray(plan.operation), np.asarray(plan.magnitude)
     # With a fixed seed; a sound generator stays above this level in 999 of 1000 seeds.
     assert stats.chisquare(np.bincount(operation, minlength=14)).pvalue > 1e-3
@@ -75,12 +75,12 @@ def test_operations_are_equally_likely_and_signs_are_tossed():
 
 
 def test_trivial_magnitudes_are_equally_likely():
-    plan = jax.jit(lambda keys: rand_augment.random_plan(keys, TABLE))(per_image_keys(KEY, 14000))
+    plan = jax.jit(lambda keys: automatic.random_plan(keys, TABLE))(per_image_keys(KEY, 14000))
     turned = np.asarray(plan.magnitude)[np.asarray(plan.operation) == NAMES.index("rotate")]
     assert stats.chisquare(np.bincount(np.round(np.abs(turned)).astype(int), minlength=31)).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("policy", [rand_augment.rand_augment, rand_augment.trivial_augment])
+@pytest.mark.parametrize("policy", [automatic.rand_augment, automatic.trivial_augment])
 def test_rows_depend_on_their_keys_only_and_stay_in_range(policy):
     run, keys = jax.jit(policy), per_image_keys(KEY, 14)
     whole = run(keys, IMAGES)
@@ -94,13 +94,13 @@ def test_rows_depend_on_their_keys_only_and_stay_in_range(policy):
 
 
 def test_no_operation_changes_nothing():
-    np.testing.assert_array_equal(rand_augment.rand_augment(KEY, IMAGES, num_ops=0), IMAGES)
-    plan = rand_augment.Plan(jnp.arange(14), jnp.asarray(TABLE[:, 0]))
+    np.testing.assert_array_equal(automatic.rand_augment(KEY, IMAGES, num_ops=0), IMAGES)
+    plan = automatic.Plan(jnp.arange(14), jnp.asarray(TABLE[:, 0]))
     np.testing.assert_array_equal(compiled(IMAGES, plan)[:12], IMAGES[:12])  # all but autocontrast and equalize
 
 
 def test_a_sharded_batch_gives_the_same():
-    images, plan = jnp.tile(IMAGES[:1], (16, 1, 1, 1)), rand_augment.random_plan(per_image_keys(KEY, 16), TABLE)
+    images, plan = jnp.tile(IMAGES[:1], (16, 1, 1, 1)), automatic.random_plan(per_image_keys(KEY, 16), TABLE)
     mesh = jax.sharding.Mesh(jax.devices(), ("data",))
     divided = jax.device_put(images, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
     np.testing.assert_allclose(compiled(divided, plan), compiled(images, plan), atol=1e-6)
@@ -117,11 +117,11 @@ def test_a_sharded_batch_gives_the_same():
 )
 def test_what_is_out_of_range_is_refused(options, words):
     with pytest.raises(UsageError, match=words):
-        rand_augment.rand_augment(KEY, IMAGES, **options)
+        automatic.rand_augment(KEY, IMAGES, **options)
 
 
 def test_plans_for_other_images_and_other_channels_are_refused(annotations_off):
     with pytest.raises(UsageError, match=r"each of 14 images, got shapes \[13\]"):
-        rand_augment.apply_plan(IMAGES, rand_augment.Plan(jnp.arange(13), jnp.ones(13)))
+        automatic.apply_plan(IMAGES, automatic.Plan(jnp.arange(13), jnp.ones(13)))
     with pytest.raises(UsageError, match="1 or 3 channels, got 2"):
-        rand_augment.trivial_augment(KEY, IMAGES[..., :2])
+        automatic.trivial_augment(KEY, IMAGES[..., :2])
