@@ -16,7 +16,8 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 
 from dl_core.errors import unknown_name
 from dl_core.metrics.accumulator import AnyArray
-from dl_core.metrics.classification import confusion_matrix, counts_from_confusion
+from dl_core.metrics.class_counts import counts_from_confusion
+from dl_core.metrics.classification import confusion_matrix
 
 WEIGHTS = ("linear", "quadratic")
 

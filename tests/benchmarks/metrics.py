@@ -77,7 +77,7 @@ def bootstrap(n: int, n_resamples: int) -> Calls:
         accuracy = lambda a, b, axis=-1: (a == b).mean(axis=axis)
         options = {"paired": True, "n_resamples": n_resamples, "batch": 100}
         call = lambda: stats.bootstrap((labels, predictions), accuracy, **options).confidence_interval.low
-        calls["SciPy"] = (call, 0.1 / n**0.5)
+        calls["SciPy"] = (call, 0.2 / n**0.5)
     return calls
 
 
@@ -92,7 +92,7 @@ def bootstrap_auroc(n: int, n_resamples: int) -> Calls:
     if sk and stats:
         options = {"paired": True, "vectorized": False, "n_resamples": n_resamples}
         call = lambda: stats.bootstrap((labels, scores), sk.roc_auc_score, **options).confidence_interval.low
-        calls["SciPy"] = (call, 0.1 / n**0.5)
+        calls["SciPy"] = (call, 0.2 / n**0.5)
     return calls
 
 

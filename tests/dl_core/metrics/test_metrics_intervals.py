@@ -85,7 +85,7 @@ def test_bootstrap_of_a_metric_of_labels_and_predictions():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 200).astype(np.int32)
     predictions = np.where(rng.random(200) < 0.8, labels, 0).astype(np.int32)
-    low, high = bootstrap_interval(accuracy, labels, predictions, key=jax.random.key(0), n_resamples=2000)
+    low, high = bootstrap_interval(accuracy, labels, predictions, key=jax.random.key(0))
     wilson = wilson_interval(int((labels == predictions).sum()), 200)
     np.testing.assert_allclose((low, high), wilson, atol=0.015)  # an accuracy of 200 has steps of 0.005
     score = functools.partial(f1, num_classes=3)
@@ -105,9 +105,9 @@ def test_the_chunk_size_does_not_change_the_draws_and_a_constant_has_no_width():
 def test_an_array_of_statistics_has_the_interval_of_each():
     data = np.random.default_rng(0).exponential(size=(30, 2)).astype(np.float32)
     both = lambda x: jnp.stack([x.mean(axis=0), x.std(axis=0)])
-    together = bootstrap_interval(both, data, key=jax.random.key(0), n_resamples=200)
+    together = bootstrap_interval(both, data, key=jax.random.key(0))
     assert together.low.shape == (2, 2)
-    alone = bootstrap_interval(lambda x: both(x)[1, 0], data, key=jax.random.key(0), n_resamples=200)
+    alone = bootstrap_interval(lambda x: both(x)[1, 0], data, key=jax.random.key(0))
     np.testing.assert_allclose((together.low[1, 0], together.high[1, 0]), alone, rtol=1e-5)
 
 
@@ -116,7 +116,7 @@ def test_strata_keep_their_sizes():
     labels = np.array([0, 1, 0, 1, 1, 0, 1, 1], np.int32)
     share = lambda y, x: jnp.stack([y.mean(), jnp.where(y == 1, x, 0.0).sum()])
     x = np.arange(8.0, dtype=np.float32)
-    low, high = bootstrap_interval(share, labels, x, key=jax.random.key(0), n_resamples=100, strata=labels)
+    low, high = bootstrap_interval(share, labels, x, key=jax.random.key(0), strata=labels)
     np.testing.assert_allclose((low[0], high[0]), 5 / 8, rtol=1e-6)
     assert low[1] < 20 < high[1]
 
@@ -137,7 +137,7 @@ def test_the_gain_of_one_model_over_another_is_drawn_in_pairs():
     first = np.where(np.arange(200) < 100, labels, 1 - labels).astype(np.int32)
     second = np.where(np.arange(200) < 110, labels, 1 - labels).astype(np.int32)
     gain = lambda y, a, b: accuracy(y, b) - accuracy(y, a)
-    low, high = bootstrap_interval(gain, labels, first, second, key=jax.random.key(0), n_resamples=1000)
+    low, high = bootstrap_interval(gain, labels, first, second, key=jax.random.key(0))
     # The gain is the share of the ten: Wilson's interval of 10 in 200, within two steps of 0.005.
     np.testing.assert_allclose((low, high), wilson_interval(10, 200), atol=0.012)
 
@@ -145,7 +145,7 @@ def test_the_gain_of_one_model_over_another_is_drawn_in_pairs():
 def test_resamples_without_a_value_are_left_out():
     labels = np.array([1, 0, 0, 0, 0, 0], np.int32)  # a third of the draws miss the only positive
     scores = np.array([3, 1, 2, 4, 5, 0], np.float32)
-    low, high = bootstrap_interval(auroc, labels, scores, key=jax.random.key(0), n_resamples=200)
+    low, high = bootstrap_interval(auroc, labels, scores, key=jax.random.key(0))
     assert 0 <= low < high <= 1
 
 
