@@ -18,6 +18,15 @@ from dl_core.metrics.calibration import (
     negative_log_likelihood_metric,
     reliability_bins,
 )
+from dl_core.metrics.class_counts import (
+    ClassCounts,
+    f1_from_counts,
+    fbeta_from_counts,
+    jaccard_from_counts,
+    precision_from_counts,
+    recall_from_counts,
+    specificity_from_counts,
+)
 from dl_core.metrics.classification import (
     accuracy,
     accuracy_metric,
@@ -130,6 +139,7 @@ from dl_core.metrics.voc import VocAveragePrecision, voc_average_precision, voc_
 
 __all__ = [
     "AurocDifference",
+    "ClassCounts",
     "CocoFigures",
     "CurveBand",
     "Detections",
@@ -189,7 +199,9 @@ __all__ = [
     "equalized_odds",
     "equalized_odds_from_counts",
     "f1",
+    "f1_from_counts",
     "fbeta",
+    "fbeta_from_counts",
     "feature_moments",
     "feature_moments_metric",
     "frechet_bias",
@@ -208,6 +220,7 @@ __all__ = [
     "iou",
     "iou_metric",
     "jaccard",
+    "jaccard_from_counts",
     "jensen_shannon",
     "kappa_from_confusion",
     "kernel_distance",
@@ -241,6 +254,7 @@ __all__ = [
     "pixel_accuracy",
     "pixel_accuracy_metric",
     "precision",
+    "precision_from_counts",
     "precision_recall_band",
     "precision_recall_curve",
     "predictive_parity",
@@ -248,6 +262,7 @@ __all__ = [
     "r2_score_metric",
     "rates_from_counts",
     "recall",
+    "recall_from_counts",
     "reliability_bins",
     "resultant_length",
     "resultant_length_metric",
@@ -262,6 +277,7 @@ __all__ = [
     "sinkhorn",
     "slerp",
     "specificity",
+    "specificity_from_counts",
     "tokenize_13a",
     "top_k_accuracy",
     "top_k_accuracy_metric",

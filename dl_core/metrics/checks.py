@@ -17,7 +17,10 @@ Where = Bool[AnyArray, " n"] | None
 
 
 def check_same_length(**arrays: Shaped[AnyArray, "..."] | None) -> None:
-    """Refuses arrays whose first axes [n, ...] differ; None is passed over. Works on traced arrays, too."""
+    """Refuses arrays whose first axes [n, ...] differ, and a `where` that is no mask [n]; None is passed over."""
+    where = arrays.get("where")
+    if where is not None and (_dtype(where) != np.bool_ or np.ndim(where) != 1):
+        raise UsageError(f"where must be booleans [n], got {_dtype(where)} {list(np.shape(where))}")
     given = {name: tuple(np.shape(array)) for name, array in arrays.items() if array is not None}
     if len({shape[:1] for shape in given.values()}) > 1 or any(not shape for shape in given.values()):
         shapes = ", ".join(f"{name} {list(shape)}" for name, shape in given.items())

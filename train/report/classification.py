@@ -83,7 +83,7 @@ def _measure(labels: Int[Array, " n"], logits: Float[Array, "n classes"], ranked
         jax.vmap(roc_curve, in_axes=1)(positive, scores),
         jax.vmap(precision_recall_curve, in_axes=1)(positive, scores),
         auroc(positive, scores, average=None),
-        average_precision(positive, scores, average=None),
+        average_precision(positive, scores, average=None, skip_undefined=True),
     )
 
 
