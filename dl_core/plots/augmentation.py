@@ -8,6 +8,7 @@ The picture of the documentation (280 kB; at more dots an inch, or of a larger i
 An image of 40 pixels is what the strengths that are given in pixels suit.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -24,7 +25,7 @@ Images = Float[Array, "strengths height width channels"]
 Strengths = Float[Array, " strengths"]
 Operation = tuple[Callable[[Images, Strengths], Array], Sequence[float | int]]  # (images, strengths) -> images
 
-_KEY = jax.random.key(0)
+_key = functools.partial(jax.random.key, 0)  # made when it is used: an import must not start a device
 LABEL = 1.2  # inches to the left of the images for the names
 
 
@@ -74,12 +75,15 @@ OPERATIONS: Mapping[str, Operation] = {
     "sharpness": (filters.adjust_sharpness, (0, 0.5, 1, 4, 10)),
     "blur\n(σ, pixels)": (lambda x, at: filters.gaussian_blur(x, at, kernel_size=19), (0, 0.5, 1, 2, 3)),
     "median\n(size)": (_one_after_another(lambda x, at: filters.median_filter(x, size=int(at))), (1, 3, 5, 7, 9)),
-    "Gaussian noise\n(deviation)": (lambda x, at: noise.gaussian_noise(_KEY, x, std=at), (0, 0.05, 0.1, 0.2, 0.4)),
-    "salt, pepper\n(share)": (lambda x, at: noise.salt_and_pepper(_KEY, x, amount=at), (0, 0.02, 0.05, 0.2, 0.5)),
-    "shot noise\n(photons)": (lambda x, at: noise.shot_noise(_KEY, x, photons=at), (1000, 100, 30, 10, 3)),
-    "cut-out\n(pixels)": (_one_after_another(lambda x, at: mixing.cut_out(_KEY, x, size=int(at))), (0, 8, 16, 24, 32)),
+    "Gaussian noise\n(deviation)": (lambda x, at: noise.gaussian_noise(_key(), x, std=at), (0, 0.05, 0.1, 0.2, 0.4)),
+    "salt, pepper\n(share)": (lambda x, at: noise.salt_and_pepper(_key(), x, amount=at), (0, 0.02, 0.05, 0.2, 0.5)),
+    "shot noise\n(photons)": (lambda x, at: noise.shot_noise(_key(), x, photons=at), (1000, 100, 30, 10, 3)),
+    "cut-out\n(pixels)": (
+        _one_after_another(lambda x, at: mixing.cut_out(_key(), x, size=int(at))),
+        (0, 8, 16, 24, 32),
+    ),
     "erasing\n(area)": (
-        _one_after_another(lambda x, at: mixing.random_erasing(_KEY, x, probability=1.0, area=(at, at), fill=0.5)),
+        _one_after_another(lambda x, at: mixing.random_erasing(_key(), x, probability=1.0, area=(at, at), fill=0.5)),
         (0.02, 0.05, 0.1, 0.2, 0.33),
     ),
     "mix-up\n(own share)": (
