@@ -13,6 +13,7 @@ from dl_core.errors import UsageError
 from dl_core.plots import augmentation
 
 
+@pytest.mark.slow
 def test_every_operation_is_drawn_at_five_strengths_in_a_small_file():
     images, _ = scene_examples(0, 1, size=40, max_objects=4, first=37)
     figure = augmentation.contact_sheet(to_float(images)[0])
