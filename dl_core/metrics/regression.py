@@ -2,14 +2,18 @@
 
 The mean of directions is the direction of the mean vector; that vector's length R, from 0 (all around) to 1 (all the
 same), says how much they agree. Mardia, Jupp (2000), *Directional Statistics*, §2.2. All angles are in degrees.
+
+What all of them refuse is said at `mean_absolute_error`.
 """
 
 import functools
 from collections.abc import Callable
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from dl_core.errors import UsageError
 from dl_core.losses.regression import angle_of, circular_distance, unit_vector
 from dl_core.metrics.accumulator import (
     AnyArray,
@@ -19,6 +23,7 @@ from dl_core.metrics.accumulator import (
     metric_from_sums,
     where_or_all,
 )
+from dl_core.metrics.checks import check_finite, check_not_empty, check_same_length
 
 Values = Float[AnyArray, " n"]
 Where = Bool[AnyArray, " n"] | None
@@ -46,9 +51,18 @@ def _means_metric(
     return metric_from_sums(zeros, sums, lambda state: compute(_value(state[0]) / state[1]))
 
 
-def _of_all(metric: Metric, *arrays: Values, where: Where) -> Array:
-    arrays = tuple(jnp.asarray(array) for array in arrays)
-    return metric.compute(metric.update(metric.init(), *arrays, where=where))
+def _check(where: Where, **arrays: Values) -> None:
+    check_same_length(**arrays, where=where)
+    for name, array in arrays.items():
+        if np.ndim(array) != 1:  # [n] and [n, 1] would be compared each with each
+            raise UsageError(f"{name} must have shape [n], got {list(np.shape(array))}; give one column, array[:, 0]")
+        check_not_empty(name, array, where)
+        check_finite(name, array, where)
+
+
+def _of_all(metric: Metric, *, where: Where, **arrays: Values) -> Array:
+    _check(where, **arrays)
+    return metric.compute(metric.update(metric.init(), *map(jnp.asarray, arrays.values()), where=where))
 
 
 def mean_absolute_error_metric() -> Metric:
@@ -65,9 +79,12 @@ def mean_absolute_error(labels: Values, predictions: Values, *, where: Where = N
       where: the rows that count; all by default.
 
     Returns:
-      A scalar >= 0; nan without examples.
+      A scalar >= 0; nan inside jit without examples.
+
+    Raises:
+      UsageError: shapes that do not match, no examples; outside jit also values that are not finite.
     """
-    return _of_all(mean_absolute_error_metric(), labels, predictions, where=where)
+    return _of_all(mean_absolute_error_metric(), labels=labels, predictions=predictions, where=where)
 
 
 def root_mean_squared_error_metric() -> Metric:
@@ -77,7 +94,7 @@ def root_mean_squared_error_metric() -> Metric:
 
 def root_mean_squared_error(labels: Values, predictions: Values, *, where: Where = None) -> Scalar:
     """Root of the mean of (p - t)²; arguments and result as in `mean_absolute_error`."""
-    return _of_all(root_mean_squared_error_metric(), labels, predictions, where=where)
+    return _of_all(root_mean_squared_error_metric(), labels=labels, predictions=predictions, where=where)
 
 
 def r2_score_metric(centre: float | Scalar = 0.0) -> Metric:
@@ -111,8 +128,9 @@ def r2_score(labels: Values, predictions: Values, *, where: Where = None) -> Sca
     Returns:
       A scalar <= 1: 0 for always answering the mean, below 0 for worse; nan or -inf where all labels agree.
     """
+    _check(where, labels=labels, predictions=predictions)  # before the mean of the labels is taken
     centre = jnp.mean(jnp.asarray(labels), where=where)
-    return _of_all(r2_score_metric(centre), labels, predictions, where=where)
+    return _of_all(r2_score_metric(centre), labels=labels, predictions=predictions, where=where)
 
 
 def circular_mean_absolute_error_metric() -> Metric:
@@ -131,7 +149,7 @@ def circular_mean_absolute_error(labels: Values, predictions: Values, *, where: 
     Returns:
       Degrees in [0, 180]: 90 for any constant answer to directions that are uniform.
     """
-    return _of_all(circular_mean_absolute_error_metric(), labels, predictions, where=where)
+    return _of_all(circular_mean_absolute_error_metric(), labels=labels, predictions=predictions, where=where)
 
 
 def circular_mean_metric() -> Metric:
@@ -149,7 +167,7 @@ def circular_mean(degrees: Values, *, where: Where = None) -> Scalar:
     Returns:
       Degrees in [0, 360); without meaning where `resultant_length` is near 0.
     """
-    return _of_all(circular_mean_metric(), degrees, where=where)
+    return _of_all(circular_mean_metric(), degrees=degrees, where=where)
 
 
 def resultant_length_metric() -> Metric:
@@ -167,4 +185,4 @@ def resultant_length(degrees: Values, *, where: Where = None) -> Scalar:
     Returns:
       In [0, 1]: 1 where all agree.
     """
-    return _of_all(resultant_length_metric(), degrees, where=where)
+    return _of_all(resultant_length_metric(), degrees=degrees, where=where)

@@ -1,10 +1,12 @@
 """Perplexity: between how many equally likely tokens a language model hesitates, exp(mean negative log-likelihood)."""
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from dl_core.errors import UsageError
 from dl_core.metrics.accumulator import AnyArray, CompensatedSum, Metric, compensated, metric_from_sums
+from dl_core.metrics.checks import check_finite
 
 
 def perplexity_metric() -> Metric:
@@ -49,8 +51,10 @@ def perplexity(
       A scalar >= 1 for probabilities; nan without tokens.
 
     Raises:
-      UsageError: a mask of another shape.
+      UsageError: a mask of another shape; outside jit, a valid token whose value is not finite.
     """
     metric = perplexity_metric()
     valid = jnp.ones(negative_log_likelihoods.shape, bool) if valid is None else valid
+    if np.shape(valid) == np.shape(negative_log_likelihoods):
+        check_finite("negative_log_likelihoods", negative_log_likelihoods.reshape(-1), valid.reshape(-1))
     return metric.compute(metric.update(metric.init(), negative_log_likelihoods, valid))

@@ -5,9 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sklearn.metrics as sk
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jaxtyping import config as annotations
 from scipy import stats
 
 from dl_core import metrics
+from dl_core.errors import UsageError
 
 RANDOM = np.random.default_rng(0)
 LABELS = RANDOM.normal(50, 5, 203).astype(np.float32)
@@ -81,3 +85,52 @@ def test_batches_in_any_order_give_the_metric_of_the_whole(name):
     whole = getattr(metrics, name)(*arrays)
     np.testing.assert_allclose(metric.compute(left), whole, **CLOSE)
     np.testing.assert_allclose(metric.compute(right), whole, **CLOSE)
+
+
+MOST = {
+    "mean_absolute_error": np.inf,
+    "root_mean_squared_error": np.inf,
+    "r2_score": 1,
+    "circular_mean_absolute_error": 180,
+}
+
+
+def refused(score, labels, predictions, where):
+    """Whether it says so, with the annotations off, as users have them."""
+    annotations.update("jaxtyping_disable", True)
+    try:
+        score(labels, predictions, where=where)
+    except UsageError:
+        return True
+    finally:
+        annotations.update("jaxtyping_disable", False)
+    return False
+
+
+@settings(max_examples=1000, deadline=None, derandomize=True, database=None)
+@given(
+    name=st.sampled_from(sorted(MOST)),
+    n=st.sampled_from([2, 7]),
+    seed=st.integers(0, 2**32 - 1),
+    fault=st.sampled_from(["none", "none", "nan", "shorter", "column", "empty", "nothing kept"]),
+)
+def test_errors_lie_in_their_range_and_bad_input_is_refused(name, n, seed, fault):
+    rng, score = np.random.default_rng(seed), getattr(metrics, name)
+    labels, predictions = rng.normal(0, 100, (2, n)).astype(np.float32)
+    where = None
+    if fault == "none":
+        value = float(score(labels, predictions))
+        assert value <= MOST[name] + 1e-3  # float32
+        assert value >= 0 or name == "r2_score"
+        return
+    if fault == "nan":
+        predictions[rng.integers(n)] = rng.choice([np.nan, np.inf])
+    elif fault == "shorter":
+        predictions = predictions[1:]
+    elif fault == "column":
+        predictions = predictions[:, None]
+    elif fault == "empty":
+        labels, predictions = labels[:0], predictions[:0]
+    else:
+        where = np.zeros(n, bool)
+    assert refused(score, labels, predictions, where)

@@ -260,6 +260,21 @@ def test_any_partition_gives_the_perplexity_of_the_whole():
     assert_any_partition_gives_the_whole(text.perplexity_metric(), (losses, valid), expected, seeds=1)
 
 
+@settings(max_examples=1000, deadline=None, derandomize=True, database=None)
+@given(seed=st.integers(0, 2**32 - 1), spoiled=st.booleans())
+def test_perplexity_is_at_least_1_and_a_valid_token_must_be_finite(seed, spoiled):
+    rng = np.random.default_rng(seed)
+    losses, valid = rng.exponential(size=(3, 4)).astype(np.float32), rng.random((3, 4)) < 0.7
+    valid[0, 0] = True
+    losses[~valid] = np.nan
+    if spoiled:
+        losses[0, 0] = rng.choice([np.nan, np.inf])
+        with pytest.raises(UsageError, match="negative_log_likelihoods must be finite"):
+            text.perplexity(losses, valid=valid)
+    else:
+        assert float(text.perplexity(losses, valid=valid)) >= 1
+
+
 # What is refused
 
 GOOD = [[CAT]], [CAT]
