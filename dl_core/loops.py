@@ -66,6 +66,7 @@ def scan(
     *,
     length: int | None = None,
     loop: str = "auto",
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Any, Any]:
     """`jax.lax.scan` with a choice of driver: carry, y = step(carry, x) for every x along the first axis of xs.
 
@@ -75,6 +76,8 @@ def scan(
       xs: pytree of arrays [length, ...], or None.
       length: the number of steps where xs is None.
       loop: "auto", "compiled" or "host".
+      progress: called after each step with (steps done, steps in all). With "auto" the host then drives; a compiled
+        loop calls it at its end only, and inside `jit` it is not called.
 
     Returns:
       The last carry, and the ys stacked to [length, ...].
@@ -85,10 +88,16 @@ def scan(
       ValueError: neither xs nor length says how many steps to take, or they disagree.
     """
     driver = choose_driver(loop, step, carry, xs)
+    traced = any(isinstance(leaf, Tracer) for leaf in [*jax.tree.leaves((step, carry, xs)), jnp.zeros(())])
+    if progress is not None and loop == "auto" and not traced:
+        driver = "host"
     carry, xs = jax.tree.map(_strong, carry), jax.tree.map(jnp.asarray, xs)
     steps = _length(xs, length)
     if driver == "compiled" or steps == 0:  # an empty loop still has to know the shape of its ys
-        return (_scan_partial if isinstance(step, Partial) else jax.lax.scan)(step, carry, xs, length=steps)
+        results = (_scan_partial if isinstance(step, Partial) else jax.lax.scan)(step, carry, xs, length=steps)
+        if progress is not None and not traced:
+            progress(steps, steps)
+        return results
     take_step, ys = _compiled_step(step), []
     for index in range(steps):
         after, y = take_step(carry, None if xs is None else _row(xs, np.int32(index)))
@@ -96,6 +105,8 @@ def scan(
             _check_carry(carry, after)
         carry = in_turn(after)
         ys.append(y)
+        if progress is not None:
+            progress(index + 1, steps)
     return carry, jax.tree.map(_stack, *ys)
 
 

@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 _GROWTH = 64 * 3 * 7  # pixels: a multiple of the strides 1, 2, … 64, and of patches of 12, 14 and 28
@@ -37,7 +38,7 @@ def name_feature_map(module: nn.Module, name: str, x: Float[Array, "batch ..."])
         x = x + module.get_variable("perturbations", name)
     if not module.is_initializing():  # `init` would store the maps among the variables
         module.sow("features", name, x, init_fn=lambda: None, reduce_fn=lambda _, last: last)
-    return x
+    return checkpoint_name(x, name)  # so that explanations find the map by name; it computes nothing
 
 
 def feature_maps_wanted(module: nn.Module, name: str) -> bool:

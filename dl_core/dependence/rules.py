@@ -28,7 +28,7 @@ Params = dict[str, Any]
 Shapes = Sequence[tuple[int, ...]]
 Rule = Callable[[Params, Sequence[Value], Shapes, bool], list[Value]]
 
-_KEEPS_ZEROS = {"add", "add_any", "convert_element_type", "copy", "copy_p", "neg", "reduce_precision", "sub"}
+_KEEPS_ZEROS = {"add", "add_any", "convert_element_type", "copy", "copy_p", "name", "neg", "reduce_precision", "sub"}
 _ELEMENTWISE = (
     *("abs", "acos", "acosh", "and", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "ceil", "clamp", "conj", "cos"),
     *("cosh", "digamma", "div", "eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "imag"),

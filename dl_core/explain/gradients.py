@@ -7,36 +7,14 @@ https://arxiv.org/abs/1704.02685, section 2 (gradient × input).
     saliency_i = |∂f_t / ∂x_i|        gradient × input_i = x_i ∂f_t / ∂x_i
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jax.tree_util import Partial
+from jaxtyping import Array, Float
 
-ApplyFn = Callable[[Any, Float[Array, "batch ..."]], Float[Array, "batch classes"]]
-Target = Int[Array, " batch"] | Callable[[Float[Array, "batch classes"]], Float[Array, " batch"]]
-
-
-def explained_output(
-    apply_fn: ApplyFn, params: Any, inputs: Float[Array, "batch ..."], target: Target
-) -> Float[Array, " batch"]:
-    """The number that is explained for each example: the logit of its target, or any function of the logits.
-
-    Args:
-      apply_fn: (params, inputs) -> logits.
-      params: pytree of everything that apply_fn needs.
-      inputs: the examples.
-      target: a class for each example, in [0, classes); or logits [batch, classes] -> [batch], e.g.
-        `lambda logits: logits.max(axis=1)` for the prediction, or the difference of two logits.
-
-    Returns:
-      One number for each example.
-    """
-    logits = apply_fn(params, inputs)
-    if callable(target):
-        return target(logits)
-    return jnp.take_along_axis(logits, target[:, None], axis=1)[:, 0]
+from dl_core.explain.target import ApplyFn, Target, check_target, explained_output
 
 
 def input_gradient(
@@ -48,7 +26,7 @@ def input_gradient(
       apply_fn: (params, inputs) -> logits, as in inference: in training, batch normalisation mixes the examples.
       params: pytree of everything that apply_fn needs; never changed.
       inputs: the examples to explain, e.g. [batch, height, width, channels].
-      target: a class for each example, or a function of the logits; see `explained_output`.
+      target: a class, one class for each example, or a function of the logits; see `explained_output`.
 
     Returns:
       Same shape as the inputs, in logits per unit of input.
@@ -70,13 +48,16 @@ def saliency(
       apply_fn: (params, inputs) -> logits, as in inference.
       params: pytree of everything that apply_fn needs; never changed.
       inputs: the examples to explain.
-      target: a class for each example, or a function of the logits; see `explained_output`.
+      target: a class, one class for each example, or a function of the logits; see `explained_output`.
       absolute: False keeps the sign of the gradient.
 
     Returns:
       Same shape as the inputs; the paper's map takes the maximum over the channels of it.
+
+    Raises:
+      UsageError: see `check_target`.
     """
-    gradient = input_gradient(apply_fn, params, inputs, target)
+    gradient = _input_gradient(Partial(apply_fn), params, inputs, check_target(apply_fn, params, inputs, target))
     return jnp.abs(gradient) if absolute else gradient
 
 
@@ -92,9 +73,16 @@ def gradient_x_input(
         it to explain pixels, outside of it to explain normalised values.
       params: pytree of everything that apply_fn needs; never changed.
       inputs: the examples to explain.
-      target: a class for each example, or a function of the logits; see `explained_output`.
+      target: a class, one class for each example, or a function of the logits; see `explained_output`.
 
     Returns:
       Same shape as the inputs, in logits.
+
+    Raises:
+      UsageError: see `check_target`.
     """
-    return inputs * input_gradient(apply_fn, params, inputs, target)
+    target = check_target(apply_fn, params, inputs, target)
+    return inputs * _input_gradient(Partial(apply_fn), params, inputs, target)
+
+
+_input_gradient = jax.jit(input_gradient)  # compiled once for each apply_fn, which arrives as a `Partial`

@@ -17,7 +17,8 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from dl_core.errors import UsageError, unknown_name
-from dl_core.explain.gradients import ApplyFn, Target, explained_output, input_gradient
+from dl_core.explain.gradients import input_gradient
+from dl_core.explain.target import ApplyFn, Target, explained_output
 from dl_core.loops import scan
 
 METHODS = ("gausslegendre", "riemann_left", "riemann_middle", "riemann_right", "riemann_trapezoid")
