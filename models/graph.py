@@ -90,7 +90,7 @@ class _Reader:
         elif inner := next((params[key] for key in _INNER if key in params), None):
             return self.read(getattr(inner, "jaxpr", inner), operands, scope)
         elif self.level == "operations":
-            same = name in ("convert_element_type", "copy", "stop_gradient", "squeeze", "broadcast_in_dim")
+            same = name in ("convert_element_type", "copy", "name", "stop_gradient", "squeeze", "broadcast_in_dim")
             result = sources if same else self.node(name, "", shape, sources)
         else:
             result = self._between_layers(equation, [operand for operand in operands if operand], shape)

@@ -9,6 +9,7 @@ from dl_core.plots.augmentation import contact_sheet
 from dl_core.plots.boundary import decision_boundary
 from dl_core.plots.calibration import reliability_diagram, reliability_diagrams
 from dl_core.plots.confusion import confusion_matrix
+from dl_core.plots.explanations import attribution_maps, channel_sum
 from dl_core.plots.fairness import group_rates
 from dl_core.plots.generative import distance_ladder
 from dl_core.plots.images import filters, image_grid
@@ -20,6 +21,8 @@ from dl_core.plots.training import learning_curves, learning_rate_curve, norms
 
 __all__ = [
     "activation_functions",
+    "attribution_maps",
+    "channel_sum",
     "class_scores",
     "confusion_matrix",
     "contact_sheet",

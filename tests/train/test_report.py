@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import sklearn.metrics as sk
 
+from dl_core.errors import UsageError
 from train.report.classification import classification_pages, first_kernels
 from train.report.diagnosis import diagnose
-from train.report.html import write_html
+from train.report.html import add_page, write_html
 from train.report.pages import Page, RunRecord, Section
 from train.report.summary import summary_table
 
@@ -291,6 +292,36 @@ def test_any_task_may_append_its_pages(finished, tmp_path):
     text = write_html(tmp_path / "r.html", "run", [*finished[1], own]).read_text(encoding="utf-8")
     words = Reader(text).words
     assert {"Attacks", "First.", "Second.", "eps", "0.25"} <= set(words)
+
+
+def test_a_page_is_added_to_a_report_once_and_then_replaced(tmp_path):
+    path = write_html(tmp_path / "r.html", "run", [Page("A & B", [Section("one", "first")]), Page("C", [])])
+    add_page(path, Page("New & <last>", [Section("two", "second words")]))
+    longer = path.read_text(encoding="utf-8")
+    whole = write_html(
+        tmp_path / "whole.html",
+        "run",
+        [
+            Page("A & B", [Section("one", "first")]),
+            Page("C", []),
+            Page("New & <last>", [Section("two", "second words")]),
+        ],
+    )
+    assert longer == whole.read_text(encoding="utf-8")
+    add_page(path, Page("A & B", [Section("one", "another first")]))  # in the middle
+    add_page(path, Page("New & <last>", [Section("two", "other words")]))  # at the end
+    reader = Reader(path.read_text(encoding="utf-8"))
+    assert "another first" in reader.words
+    assert "other words" in reader.words
+    assert "second words" not in reader.words
+    assert path.read_text(encoding="utf-8").count("<h2") == 3
+
+
+def test_a_page_is_not_added_to_what_is_no_report(tmp_path):
+    (tmp_path / "notes.html").write_text("<p>notes</p>")
+    for name in ("missing.html", "notes.html"):
+        with pytest.raises(UsageError, match="is not a report of a run"):
+            add_page(tmp_path / name, Page("New", []))
 
 
 def test_the_same_run_writes_the_same_bytes(tmp_path):

@@ -2,7 +2,7 @@
 
 from train.report.classification import classification_pages
 from train.report.diagnosis import Verdict, diagnose
-from train.report.html import write_html
+from train.report.html import add_page, write_html
 from train.report.pages import Page, RunRecord, Section
 from train.report.summary import summary_table
 from train.report.training import training_page
@@ -12,6 +12,7 @@ __all__ = [
     "RunRecord",
     "Section",
     "Verdict",
+    "add_page",
     "classification_pages",
     "diagnose",
     "summary_table",

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import matplotlib
 from matplotlib.figure import Figure
 
+from dl_core.errors import UsageError
 from train.report.pages import Cell, Page, Section
 
 MOST_PATHS = 4000  # a figure with more points than this is smaller as a bitmap
@@ -76,7 +77,6 @@ def write_html(path: str | os.PathLike[str], title: str, pages: Sequence[Page]) 
     Returns:
       The path.
     """
-    path = pathlib.Path(path)
     links = "".join(f'<a href="#page-{number}">{html.escape(page.title)}</a>' for number, page in enumerate(pages))
     body = "".join(_page(number, page) for number, page in enumerate(pages))
     text = (
@@ -85,6 +85,40 @@ def write_html(path: str | os.PathLike[str], title: str, pages: Sequence[Page]) 
         f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
         f"<h1>{html.escape(title)}</h1>\n<nav>{links}</nav>\n{body}</body>\n</html>\n"
     )
+    return _write(pathlib.Path(path), text)
+
+
+def add_page(path: str | os.PathLike[str], page: Page) -> pathlib.Path:
+    """Adds a page to a report that `write_html` has written, in the place of one with the same title.
+
+    Args:
+      path: of the report.
+      page: to add.
+
+    Returns:
+      The path.
+
+    Raises:
+      UsageError: no report there.
+    """
+    path = pathlib.Path(path)
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    titles = [html.unescape(title) for title in re.findall(r'<a href="#page-\d+">(.*?)</a>', text)]
+    if not titles or "</nav>" not in text or not text.endswith("</body>\n</html>\n"):
+        raise UsageError(f"{str(path)!r} is not a report of a run; train it first, or give its --workdir")
+    if page.title in titles:
+        number = titles.index(page.title)
+        start = text.index(f'<h2 id="page-{number}">')
+        end = text.find("<h2 id=", start + 1)
+        end = len(text) - len("</body>\n</html>\n") if end < 0 else end
+        return _write(path, text[:start] + _page(number, page) + text[end:])
+    number = len(titles)
+    link = f'<a href="#page-{number}">{html.escape(page.title)}</a></nav>'
+    text = text.replace("</nav>", link, 1)
+    return _write(path, text.removesuffix("</body>\n</html>\n") + _page(number, page) + "</body>\n</html>\n")
+
+
+def _write(path: pathlib.Path, text: str) -> pathlib.Path:
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)
