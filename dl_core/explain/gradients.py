@@ -14,7 +14,14 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
+from dl_core.errors import unknown_name
 from dl_core.explain.target import ApplyFn, Target, check_target, explained_output
+
+_REDUCTIONS = {
+    "sum": lambda attributions: attributions.sum(axis=-1),
+    "max": lambda attributions: jnp.abs(attributions).max(axis=-1),
+    "norm": lambda attributions: jnp.linalg.norm(attributions, axis=-1),
+}
 
 
 def input_gradient(
@@ -52,7 +59,7 @@ def saliency(
       absolute: False keeps the sign of the gradient.
 
     Returns:
-      Same shape as the inputs; the paper's map takes the maximum over the channels of it.
+      Same shape as the inputs; the paper's map is `reduce_channels(…, reduce="max")` of it.
 
     Raises:
       UsageError: see `check_target`.
@@ -83,6 +90,25 @@ def gradient_x_input(
     """
     target = check_target(apply_fn, params, inputs, target)
     return inputs * _input_gradient(Partial(apply_fn), params, inputs, target)
+
+
+def reduce_channels(attributions: Float[Array, "*axes channels"], *, reduce: str = "sum") -> Float[Array, "*axes"]:
+    """One number for each pixel: what an attribution map shows.
+
+    Args:
+      attributions: of any method, the channels last, e.g. [batch, height, width, channels].
+      reduce: "sum" keeps signs, and what the attributions add up to; "max" is the largest size (saliency maps as in
+        the paper); "norm" the Euclidean length.
+
+    Returns:
+      The same without the last axis, e.g. [batch, height, width].
+
+    Raises:
+      UsageError: an unknown reduction.
+    """
+    if reduce not in _REDUCTIONS:
+        raise unknown_name("reduce", reduce, _REDUCTIONS)
+    return _REDUCTIONS[reduce](attributions)
 
 
 _input_gradient = jax.jit(input_gradient)  # compiled once for each apply_fn, which arrives as a `Partial`

@@ -7,13 +7,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
 from dl_core.errors import UsageError
 from dl_core.loops import scan
 
-MOST_VALUES = 2**23  # of the rows that a model is given at once, where the caller sets no limit
+# of the rows that a model is given at once, where the caller sets no limit; small pieces stay in a processor's cache
+MOST_VALUES = {"cpu": 2**16}
+MOST_VALUES_ELSEWHERE = 2**23
 
 Progress = Callable[[int, int], None]  # (pieces done, pieces in all)
 
@@ -34,9 +37,15 @@ def variants_at_once(internal_batch_size: int | None, inputs: Float[Array, "batc
     """
     if internal_batch_size is not None and internal_batch_size < 1:
         raise UsageError(f"internal_batch_size must be at least 1, got {internal_batch_size}")
-    most = internal_batch_size or MOST_VALUES // max(1, math.prod(inputs.shape[1:]))
+    platform = "" if isinstance(inputs, Tracer) or not isinstance(inputs, jax.Array) else _platform(inputs)
+    most_values = MOST_VALUES.get(platform or jax.default_backend(), MOST_VALUES_ELSEWHERE)
+    most = internal_batch_size or most_values // max(1, math.prod(inputs.shape[1:]))
     at_once = min(max(1, most // max(1, len(inputs))), variants)
     return -(-variants // -(-variants // at_once))  # pieces of equal size
+
+
+def _platform(array: jax.Array) -> str:
+    return next(iter(array.devices())).platform
 
 
 def sum_over(
@@ -63,7 +72,7 @@ def sum_over(
     pieces = -(-variants // at_once)
     surplus = pieces * at_once - variants  # copies of the last that count for nothing
     weights = np.pad(np.ones(variants, np.float32), (0, surplus)).reshape(pieces, at_once)
-    one = jax.eval_shape(function, jax.tree.map(lambda leaf: leaf[0], xs))
+    one = _call.eval_shape(function, jax.tree.map(lambda leaf: leaf[0], xs))  # jit remembers: traced once only
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32)), one)
     step = Partial(_add_piece, function)
     return scan(step, zeros, (_in_pieces(xs, pieces, surplus), weights), loop=loop, progress=progress)[0]
@@ -87,6 +96,11 @@ def map_over(
     xs = _in_pieces(xs, pieces, pieces * at_once - variants)
     _, ys = scan(Partial(_map_piece, function), jnp.zeros(()), xs, loop=loop, progress=progress)
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:variants], ys)
+
+
+@jax.jit
+def _call(function: Partial, x: Any) -> Any:
+    return function(x)
 
 
 def _in_pieces(xs: Any, pieces: int, surplus: int) -> Any:

@@ -5,10 +5,11 @@ replace what single operations compute. Everything in it stays an ordinary JAX c
 differentiated.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 from jaxtyping import Array, Float
@@ -133,6 +134,20 @@ def evaluate(
     Returns:
       What apply_fn returns: its one array.
     """
+    return evaluate_all(program, params, inputs, replace)[program.outputs[0]]
+
+
+def evaluate_all(
+    program: Program, params: Any, inputs: Float[Array, "batch ..."], replace: Replace | None = None
+) -> dict[int, Any]:
+    """Runs a program and keeps everything; what is not used afterwards costs nothing once compiled.
+
+    Args:
+      program, params, inputs, replace: see `evaluate`.
+
+    Returns:
+      value -> array.
+    """
     values = dict(program.constants)
     values.update(zip(program.arguments, jax.tree.leaves((params, inputs)), strict=True))
     for operation in program.operations:
@@ -140,7 +155,25 @@ def evaluate(
         results = replace(operation, operands) if replace is not None else None
         results = compute(operation, operands) if results is None else results
         values.update(zip(operation.results, results, strict=True))
-    return values[program.outputs[0]]
+    return values
+
+
+def evaluate_part(operations: Sequence[Operation], given: dict[int, Any], values: dict[int, Any]) -> dict[int, Any]:
+    """Runs some operations again with other values for some of their operands.
+
+    Args:
+      operations: of a program, in its order.
+      given: value -> array, the changed ones.
+      values: value -> array, all others, of `evaluate_all`.
+
+    Returns:
+      The changed ones and everything that the operations computed.
+    """
+    found = dict(given)
+    for operation in operations:
+        operands = [found[number] if number in found else values[number] for number in operation.operands]
+        found.update(zip(operation.results, compute(operation, operands), strict=True))
+    return found
 
 
 def compute(operation: Operation, operands: Sequence[Any]) -> list[Any]:
@@ -156,3 +189,36 @@ def compute(operation: Operation, operands: Sequence[Any]) -> list[Any]:
     primitive = operation.equation.primitive
     results = primitive.bind(*operands, **primitive.get_bind_params(operation.equation.params))
     return list(results) if primitive.multiple_results else [results]
+
+
+def cotangents(outputs: Sequence[Array], arriving: Sequence[Array | None]) -> list[Any]:
+    """What `jax.vjp` of operations takes for results of any type, of which some get nothing.
+
+    Args:
+      outputs: the results.
+      arriving: for each of them an array of its shape, or None.
+
+    Returns:
+      Of each result's shape and tangent type.
+    """
+
+    def one(output: Array, signal: Array | None) -> Any:
+        if not jnp.issubdtype(output.dtype, jnp.inexact):
+            return np.zeros(output.shape, jax.dtypes.float0)
+        return jnp.zeros_like(output) if signal is None else signal.astype(output.dtype)
+
+    return [one(output, signal) for output, signal in zip(outputs, arriving, strict=True)]
+
+
+def primitives_inside(operation: Operation) -> frozenset[str]:
+    """Names of the primitives that a call consists of, at any depth; of the primitive itself where it is no call."""
+    return frozenset(_names(operation.equation))
+
+
+def _names(equation: core.JaxprEqn) -> Iterator[str]:
+    inner = next((equation.params[key] for key in _INNER if key in equation.params), None)
+    if inner is None:
+        yield equation.primitive.name
+        return
+    for part in (inner.jaxpr if isinstance(inner, core.ClosedJaxpr) else inner).eqns:
+        yield from _names(part)

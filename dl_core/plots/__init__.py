@@ -9,7 +9,9 @@ from dl_core.plots.augmentation import contact_sheet
 from dl_core.plots.boundary import decision_boundary
 from dl_core.plots.calibration import reliability_diagram, reliability_diagrams
 from dl_core.plots.confusion import confusion_matrix
-from dl_core.plots.explanations import attribution_maps, channel_sum
+from dl_core.plots.embedding import embedding
+from dl_core.plots.explanation_quality import perturbation_curves, randomization_curves
+from dl_core.plots.explanations import attribution_maps
 from dl_core.plots.fairness import group_rates
 from dl_core.plots.generative import distance_ladder
 from dl_core.plots.images import filters, image_grid
@@ -22,12 +24,12 @@ from dl_core.plots.training import learning_curves, learning_rate_curve, norms
 __all__ = [
     "activation_functions",
     "attribution_maps",
-    "channel_sum",
     "class_scores",
     "confusion_matrix",
     "contact_sheet",
     "decision_boundary",
     "distance_ladder",
+    "embedding",
     "error_by_angle",
     "filters",
     "group_rates",
@@ -35,8 +37,10 @@ __all__ = [
     "learning_curves",
     "learning_rate_curve",
     "norms",
+    "perturbation_curves",
     "precision_recall_curves",
     "predicted_against_true",
+    "randomization_curves",
     "receptive_fields",
     "reliability_diagram",
     "reliability_diagrams",

@@ -1,6 +1,7 @@
 """Attributions as pictures: signed, zero in the middle of the colours, and the scale written below each."""
 
 from collections.abc import Mapping
+from textwrap import fill
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -15,15 +16,7 @@ SIGNED = LinearSegmentedColormap.from_list("signed", [BLUE, "#FFFFFF", VERMILION
 LINE = 0.17  # inches of a line of text
 
 
-def channel_sum(attributions: Float[AnyArray, "n ..."]) -> Float[np.ndarray, "n height width"]:
-    """One number for each pixel: the sum over the channels, where there are any.
-
-    Args:
-      attributions: [n, height, width] or [n, height, width, channels].
-
-    Raises:
-      UsageError: another number of axes.
-    """
+def _channel_sum(attributions: Float[AnyArray, "n ..."]) -> Float[np.ndarray, "n height width"]:
     attributions = np.asarray(attributions, np.float32)
     if attributions.ndim not in (3, 4):
         raise UsageError(
@@ -60,7 +53,7 @@ def attribution_maps(
       UsageError: no method, shapes that do not fit the images, another number of captions, or one column only.
     """
     shown = _displayable(images)
-    maps = {name: channel_sum(values) for name, values in attributions.items()}
+    maps = {name: _channel_sum(values) for name, values in attributions.items()}
     if not maps:
         raise UsageError("give at least one method: name -> attributions")
     if columns < 2:
@@ -77,21 +70,23 @@ def attribution_maps(
     rows = -(-len(maps) // (per_row - 1))  # the first column is the image's
     lines = max((caption.count("\n") + 1 for caption in captions), default=0)
     cell = WIDTH / per_row
+    font = min(8.0, 7.6 * cell)
+    titles = {name: fill(name.replace("_", " "), max(8, int(cell * 72 / (0.56 * font)))) for name in maps}
+    above = LINE * (0.25 + max(title.count("\n") + 1 for title in titles.values()))
     tall = (cell - 0.06) * shown.shape[1] / shown.shape[2]
-    pitch = tall + 2.4 * LINE
-    block = max(rows * pitch, tall + LINE * (1.4 + lines))
+    pitch = above + tall + 1.15 * LINE
+    block = max(rows * pitch, above + tall + LINE * (0.2 + lines))
     figure = Figure(figsize=(WIDTH, block * len(shown)))
     figure.set_layout_engine("none")
     total = block * len(shown)
-    font = min(8.0, 7.6 * cell)
 
     def place(index: int, row: int, column: int, title: str, below: str, picture: np.ndarray, **options: object):
-        top = index * block + row * pitch + 1.25 * LINE
+        top = index * block + row * pitch + above
         axes = figure.add_axes((column * cell / WIDTH, 1 - (top + tall) / total, (cell - 0.06) / WIDTH, tall / total))
         axes.imshow(picture, interpolation="nearest", aspect="auto", **options)  # pyright: ignore[reportArgumentType]
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set(visible=True, color=PALE)
-        axes.set_title(title.replace("_", " "), fontsize=font, pad=2)
+        axes.set_title(title, fontsize=font, pad=2, linespacing=1.0)
         axes.annotate(
             below, (0, 0), xycoords="axes fraction", xytext=(0, -2), textcoords="offset points", va="top",
             fontsize=font, color=GREY, linespacing=1.15, annotation_clip=False,
@@ -104,5 +99,5 @@ def attribution_maps(
             scale = float(np.percentile(np.abs(values[index]), percentile)) or float(np.abs(values[index]).max())
             limit = scale if scale > 0 and np.isfinite(scale) else 1.0
             below = f"± {scale:.2g}" if np.isfinite(values[index]).all() else "not finite"
-            place(index, row, column + 1, name, below, values[index], cmap=SIGNED, vmin=-limit, vmax=limit)
+            place(index, row, column + 1, titles[name], below, values[index], cmap=SIGNED, vmin=-limit, vmax=limit)
     return figure

@@ -4,6 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from explanation_contract import assert_keeps_the_contract
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dl_core.errors import UsageError
 from dl_core.explain.path_integration import METHODS, integrated_gradients
@@ -118,18 +121,134 @@ def test_a_second_call_compiles_nothing_new(problem):
     explain(images)
     first = len(traces)
     explain(images + 1)
-    assert len(traces) - first == 2  # the two evaluations at the ends of the path; the step was compiled before
+    assert len(traces) == first
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"n_steps": 0}, "at least 1, got 0"),
+        ({"n_steps": 0}, r"n_steps must lie in \[1, inf\), got 0"),
+        ({"n_steps": 2.5}, "n_steps must be an integer"),
+        ({"baselines": np.zeros((3, 2, 2, 3))}, r"got shape \[3, 2, 2, 3\]; for several baselines use expected_grad"),
+        ({"baselines": np.zeros((2, 3, 2))}, r"one example \[2, 2, 3\]"),
+        ({"baselines": np.zeros(4)}, "baselines must be one number"),
+        ({"loop": "eager"}, "unknown loop 'eager'"),
         ({"internal_batch_size": 0}, "at least 1, got 0"),
         ({"method": "riemann"}, "did you mean 'riemann_"),
         ({"method": "riemann_trapezoid", "n_steps": 1}, "at least 2"),
     ],
 )
+@pytest.mark.usefixtures("annotations_off")
 def test_nonsense_is_refused_with_the_value_given(problem, options, words):
     with pytest.raises(UsageError, match=words):
         integrated_gradients(smooth_net, *problem, **options)
+
+
+def test_the_contract_is_kept():
+    explain = lambda *arguments: integrated_gradients(*arguments, n_steps=8)
+    # in bfloat16 a ReLU near its kink may fall on the other side
+    assert_keeps_the_contract(lambda *arguments: explain(*arguments).attributions, bfloat16_atol=0.2)
+
+
+def separable(_, x):
+    """5x + y² + sin z: what each variable contributes is known."""
+    return (5 * x[:, 0] + x[:, 1] ** 2 + jnp.sin(x[:, 2]))[:, None]
+
+
+@settings(max_examples=20, deadline=None, derandomize=True, database=None)
+@given(st.lists(st.floats(-2, 2, width=32), min_size=6, max_size=6))
+def test_of_a_separable_function_each_variable_gets_its_own_change(values):
+    x, baseline = np.float32(values[:3]), np.float32(values[3:])
+    result = integrated_gradients(separable, None, jnp.asarray(x)[None], 0, baselines=baseline, n_steps=12)
+    expected = [5 * (x[0] - baseline[0]), x[1] ** 2 - baseline[1] ** 2, np.sin(x[2]) - np.sin(baseline[2])]
+    np.testing.assert_allclose(result.attributions[0], expected, atol=1e-5)  # float32; 12 nodes are exact to 1e-15
+    np.testing.assert_allclose(result.completeness_gap, 0, atol=1e-5)
+
+
+@settings(max_examples=10, deadline=None, derandomize=True, database=None)
+@given(st.integers(0, 2**31 - 1))
+def test_the_axioms_hold_for_random_networks(seed):
+    """Completeness, linearity, a dummy variable, symmetry, and another implementation of the same function."""
+    keys = jax.random.split(jax.random.key(seed), 4)
+    params = {"w1": jax.random.normal(keys[0], (12, 8)) / 4, "w2": jax.random.normal(keys[1], (8, 3))}
+    params["w1"] = params["w1"].at[5].set(0).at[1].set(params["w1"][0])
+    inputs, baselines = jax.random.normal(keys[2], (2, 4, 2, 2, 3))
+    inputs, baselines = (x.at[:, 0, 0, 1].set(x[:, 0, 0, 0]) for x in (inputs, baselines))
+    explain = lambda target, net=smooth_net, p=params: integrated_gradients(
+        net, p, inputs, target, baselines=baselines, n_steps=24
+    )
+    first, second = explain(0), explain(1)
+    close = lambda given, expected: np.testing.assert_allclose(given, expected, rtol=1e-4, atol=1e-5)  # float32
+    change = smooth_net(params, inputs) - smooth_net(params, baselines)
+    close(first.attributions.sum((1, 2, 3)), change[:, 0])
+    close(first.completeness_gap, 0)
+    close(explain(mixed).attributions, 2 * first.attributions - second.attributions)
+    np.testing.assert_array_equal(first.attributions[:, 0, 1, 2], 0)  # the sixth of twelve inputs is not used
+    close(first.attributions[:, 0, 0, 1], first.attributions[:, 0, 0, 0])  # used alike, and equal
+    other = {"w1": -params["w1"][:, ::-1], "w2": -params["w2"][::-1]}
+    close(explain(0, rewritten, other).attributions, first.attributions)
+
+
+def mixed(logits):
+    return 2 * logits[:, 0] - logits[:, 1]
+
+
+def rewritten(params, x):
+    """tanh x = 2 sigmoid(2x) - 1."""
+    hidden = 2 * jax.nn.sigmoid(2 * (x.reshape(len(x), -1) @ params["w1"])) - 1
+    return hidden @ params["w2"]
+
+
+def test_a_saturated_output_is_still_explained():
+    """Sensitivity: f = 1 - relu(1 - x) at 2 has no gradient, but it rose by 1 on the way."""
+    apply_fn = lambda _, x: 1 - jax.nn.relu(1 - x)
+    result = integrated_gradients(apply_fn, None, jnp.array([[2.0]]), 0, n_steps=50)
+    assert jax.grad(lambda x: apply_fn(None, x).sum())(jnp.array([[2.0]]))[0, 0] == 0
+    np.testing.assert_allclose(result.attributions, [[1.0]], atol=1e-5)  # the kink lies between two nodes, at 1/2
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (1, 1, 3), (2, 2, 3), (1, 2, 2, 3), (4, 2, 2, 3)])
+def test_a_baseline_is_a_number_an_example_or_one_for_each(problem, shape):
+    params, images, target = problem
+    baselines = jax.random.normal(jax.random.key(3), shape)
+    explain = lambda given: integrated_gradients(smooth_net, params, images, target, baselines=given, n_steps=6)
+    spread = jnp.broadcast_to(baselines.reshape((1,) * (4 - len(shape)) + shape), images.shape)
+    np.testing.assert_array_equal(explain(baselines).attributions, explain(spread).attributions)
+
+
+@pytest.mark.parametrize("given", ["class", "classes", "scalar array", "scalar under vmap", "function"])
+def test_a_target_may_be_given_in_any_form(problem, given):
+    params, images, _ = problem
+    explain = lambda target: integrated_gradients(smooth_net, params, images, target, n_steps=6).attributions
+    result = {
+        "class": lambda: explain(2),
+        "classes": lambda: explain(np.full(4, 2)),
+        "scalar array": lambda: jax.jit(explain)(jnp.array(2)),
+        "scalar under vmap": lambda: jax.jit(jax.vmap(explain))(jnp.arange(3))[2],
+        "function": lambda: explain(lambda logits: logits[:, 2]),
+    }[given]()
+    np.testing.assert_allclose(result, explain(jnp.array([2, 2, 2, 2])), rtol=1e-5, atol=1e-6)
+
+
+def test_sums_of_few_bits_are_kept_in_more():
+    """In bfloat16 a sum of 1000 parts of 1/1000 would stop growing at a quarter."""
+    inputs = jnp.full((2, 4), 1.5, jnp.bfloat16)
+    result = integrated_gradients(lambda _, x: x, None, inputs, 0, n_steps=1000, method="riemann_middle")
+    assert result.attributions.dtype == jnp.bfloat16
+    assert result.completeness_gap.dtype == jnp.float32
+    np.testing.assert_allclose(result.attributions.astype(jnp.float32)[:, 0], 1.5)
+    np.testing.assert_allclose(result.completeness_gap, 0, atol=1e-4)  # 1000 float32 sums
+
+
+def test_progress_is_told_after_each_piece(problem):
+    told = []
+    integrated_gradients(
+        smooth_net, *problem, n_steps=7, internal_batch_size=8, progress=lambda done, all_: told.append((done, all_))
+    )
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]  # two nodes of four examples at once
+
+
+def test_an_explanation_can_be_differentiated(problem):
+    """So that it can be part of a loss: d/dx of 3x² · x / 3 = x³."""
+    total = lambda x: integrated_gradients(lambda _, x: x**3, None, x, 0, n_steps=4, loop="compiled").attributions.sum()
+    np.testing.assert_allclose(jax.grad(total)(jnp.array([[2.0]])), [[12.0]], rtol=1e-5)

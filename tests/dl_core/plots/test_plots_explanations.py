@@ -5,7 +5,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from dl_core.errors import UsageError
-from dl_core.plots import attribution_maps, channel_sum
+from dl_core.plots import attribution_maps
 from dl_core.plots.explanations import SIGNED
 
 
@@ -69,8 +69,3 @@ def test_nonsense_is_refused(images, change, words):
     arguments = {"attributions": {"one": np.ones((2, 6, 8))}, **change}
     with pytest.raises(UsageError, match=words):
         attribution_maps(images, arguments.pop("attributions"), **arguments)
-
-
-def test_channels_are_summed(images):
-    np.testing.assert_allclose(channel_sum(images), images.sum(axis=3), rtol=1e-6)
-    np.testing.assert_array_equal(channel_sum(images[..., 0]), images[..., 0])
