@@ -25,7 +25,8 @@ def test_the_examples_run(tmp_path, monkeypatch):
     for example in blocks("python"):
         exec(compile(example, "README.md", "exec"), names)
     assert names["attack"].adversarial.shape == names["images"].shape
-    assert names["attribution"].attributions.shape == names["images"].shape
+    for name in ("attribution", "relevance", "occluded"):
+        assert names[name].shape == names["images"].shape
     assert names["low"] < 0.97 < names["high"]
 
 

@@ -14,7 +14,7 @@ so everything here can be compiled, mapped over inputs, targets or stacked param
 Whether to believe them: `dl_core.explain.evaluate`.
 """
 
-from dl_core.explain import evaluate
+from dl_core.explain import evaluate, lrp_rules
 from dl_core.explain.activation_maximization import ActivationMaximum, activation_maximization
 from dl_core.explain.attention import attention_relevance, attention_rollout, gradient_rollout
 from dl_core.explain.blur_path import blur_integrated_gradients, blurred
@@ -82,6 +82,7 @@ __all__ = [
     "layer_integrated_gradients",
     "list_layers",
     "lrp",
+    "lrp_rules",
     "nearest_examples",
     "neighbour_check",
     "neuron_gradient",

@@ -52,7 +52,8 @@ def lrp(
       the 1/σ of LayerNorm and GroupNorm, sigmoids. Where neither factor is recognised as a gate, both get half.
 
     What biases and constants (class tokens, position embeddings within a linear layer) contribute is absorbed by them;
-    how much shows only in the difference of the sum to the output.
+    how much shows only in the difference of the sum to the output. z⁺ and α-β lose what arrives at a unit without any
+    contribution of the sign that they share by, which happens behind skip connections: there the sum falls short.
 
     Args:
       apply_fn: (params, inputs) -> logits, as in inference.
@@ -168,7 +169,7 @@ def _choose(steps: Sequence[Step], rules: dict[str, lrp_rules.Rule]) -> dict[int
         kind = "convolution" if step.linear.convolution else "dense"
         depths = _names(step.scope)
         mine = sorted(depths.keys() & rules.keys(), key=lambda name: (depths[name], len(name)), reverse=True)
-        places = [*(["first", f"first_{kind}"] if i in first else []), kind, "default"]
+        places = [*([f"first_{kind}", "first"] if i in first else []), kind, "default"]
         chosen[i] = next((rules[name] for name in [*mine, *places] if name in rules), lrp_rules.Epsilon())
     return chosen
 

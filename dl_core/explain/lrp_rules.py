@@ -173,7 +173,14 @@ def z_box(low: Bound, high: Bound) -> ZBox:
     Args:
       low: the least value that an input may take, in the units of the inputs; broadcast to them.
       high: the greatest.
+
+    Raises:
+      UsageError: low above high.
     """
+    if not isinstance(low, Tracer) and not isinstance(high, Tracer) and np.max(low) > np.min(high):
+        low, high = np.asarray(low), np.asarray(high)  # by channel, say
+        if low.shape != high.shape or np.any(low > high):
+            raise UsageError(f"low must be at most high, and of its shape where they vary; got {low} and {high}")
     return ZBox(low, high)
 
 

@@ -87,10 +87,11 @@ def check_target(
         output that is not [batch, classes] (for a target function: whose result is not [batch]); a differentiable
         method and an output that the inputs reach only through operations without a gradient.
     """
-    if not hasattr(inputs, "dtype") or not jnp.issubdtype(inputs.dtype, jnp.floating) or jnp.ndim(inputs) < 2:
+    shaped = hasattr(inputs, "dtype") and hasattr(inputs, "shape")
+    if not shaped or not jnp.issubdtype(inputs.dtype, jnp.floating) or len(inputs.shape) < 2:
+        given = f"{inputs.dtype} of shape {list(inputs.shape)}" if shaped else type(inputs).__name__
         raise UsageError(
-            f"inputs must be floating numbers [batch, ...], got {getattr(inputs, 'dtype', type(inputs).__name__)} of "
-            f"shape {list(jnp.shape(inputs))}; bytes become images by astype(float32) / 255"
+            f"inputs must be floating numbers [batch, ...], got {given}; bytes become images by astype(float32) / 255"
         )
     batch = len(inputs)
     shape, obstacle = _traced(apply_fn, params, inputs)
@@ -168,7 +169,10 @@ def _flow(jaxpr: core.Jaxpr, inputs: list[bool]) -> tuple[list[bool], str]:
         marks = list(map(is_live, equation.invars))
         if not any(marks):
             continue
-        inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+        own_rule = equation.primitive.name.startswith(
+            "custom_"
+        )  # a derivative whatever is inside, e.g. straight through
+        inner = None if own_rule else equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
         reached = [jnp.issubdtype(getattr(result.aval, "dtype", bool), jnp.inexact) for result in equation.outvars]
         if equation.primitive.name in _CUTS or not any(reached):
             cut, reached = repr(equation.primitive.name), [False] * len(reached)

@@ -1,8 +1,9 @@
 """Convolution as the families use it: XLA's, except where a matrix product is faster on the CPU.
 
-XLA's CPU convolution is slow on two shapes that matter: the weight gradient of 1×1 kernels (bottlenecks), and images of
-a few channels (the first layers of small networks); figures in tests/benchmarks/results/README.md. Both forms below are
-plain array code, so every derivative, `vmap` and sharding of them works as usual. On other devices XLA chooses.
+XLA's CPU convolution is slow on three shapes that matter: the weight gradient of 1×1 kernels (bottlenecks), images of
+a few channels (the first layers of small networks), and maps smaller than the kernel (the last layers of networks for
+large images on small ones); figures in tests/benchmarks/results/README.md. The forms below are plain array code, so
+every derivative, `vmap` and sharding of them works as usual. On other devices XLA chooses.
 """
 
 from typing import Any
@@ -44,6 +45,8 @@ def convolution(x: Images, kernel: Kernel, strides: tuple[int, int], padding: An
             return jnp.tensordot(pixels, kernel[0, 0], axes=1, precision=options.get("precision"))
         if channels <= 8 and x.shape[2] + sum(pads[1]) <= 7 * width:
             return _banded_product(x, kernel, strides, pads, options.get("precision"))
+        if x.shape[1] < height or x.shape[2] < width:
+            return _gathered_product(x, kernel, strides, pads, options.get("precision"))
     return lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
 
@@ -65,3 +68,14 @@ def _banded_product(x: Images, kernel: Kernel, strides: tuple[int, int], pads: A
     matrix = jnp.einsum("jvc,hjio->hvico", band, kernel, precision=lax.Precision.HIGHEST)
     matrix = matrix.reshape(height * x.shape[2] * channels, columns * out_channels)
     return jnp.tensordot(strips, matrix, axes=1, precision=precision).reshape(len(x), rows, columns, out_channels)
+
+
+def _gathered_product(x: Images, kernel: Kernel, strides: tuple[int, int], pads: Any, precision: Any) -> Maps:
+    """One product of what each kernel position sees, side by side along the channels, with all of the kernel."""
+    height, width, _, out_channels = kernel.shape
+    x = jnp.pad(x, ((0, 0), *(tuple(pair) for pair in pads), (0, 0)))
+    rows, columns = ((n - k) // s + 1 for n, k, s in zip(x.shape[1:3], (height, width), strides, strict=True))
+    down, right = strides[0] * (rows - 1) + 1, strides[1] * (columns - 1) + 1
+    seen = [x[:, i : i + down : strides[0], j : j + right : strides[1]] for i in range(height) for j in range(width)]
+    matrix = kernel.reshape(-1, out_channels)
+    return jnp.tensordot(jnp.concatenate(seen, axis=-1), matrix, axes=1, precision=precision)

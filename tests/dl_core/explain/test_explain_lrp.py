@@ -310,6 +310,7 @@ def test_rules_by_place_and_name():
     all_named = explain(conv1=flat(), conv2=z_plus(), fc=epsilon(0.1))
     close = lambda rules: np.testing.assert_allclose(explain(**rules), all_named, rtol=1e-4, atol=1e-6)
     close({"first": flat(), "convolution": z_plus(), "dense": epsilon(0.1)})
+    close({"first_convolution": flat(), "first": gamma(), "convolution": z_plus(), "dense": epsilon(0.1)})
     close({"first": "flat", "convolution": "z_plus", "default": epsilon(0.1)})
     close({"conv1": flat(), "conv2": z_plus(), "first": gamma(), "convolution": gamma(), "default": epsilon(0.1)})
     assert np.abs(explain(first=gamma(), dense=epsilon(0.1)) - all_named).max() > 1e-3
@@ -413,6 +414,14 @@ def test_parameters_of_rules_out_of_range():
         alpha_beta(2.0, 0.5)
     with pytest.raises(UsageError, match="beta must be at least 0"):
         alpha_beta(0.5, -0.5)
+
+
+def test_a_box_must_have_an_inside():
+    with pytest.raises(UsageError, match="low must be at most high"):
+        z_box(1.0, 0.0)
+    with pytest.raises(UsageError, match="low must be at most high"):
+        epsilon_gamma_box(np.array([0.0, 2.0]), np.array([1.0, 1.5]))
+    z_box(np.array([0.0, 2.0]), np.array([1.0, 2.5]))  # channels of different range
 
 
 def test_targets_are_checked():

@@ -48,6 +48,17 @@ def test_convolution_is_that_of_lax_in_every_form(size, stride, padding, groups,
     assert_same_with_gradients(ours, reference, x, kernel)
 
 
+@pytest.mark.parametrize(("height", "width", "stride"), [(1, 1, 1), (2, 2, 1), (2, 2, 2), (1, 4, 1), (2, 5, 2)])
+def test_convolution_of_maps_smaller_than_the_kernel_is_that_of_lax(height, width, stride):
+    x = jax.random.normal(jax.random.key(0), (2, height, width, 12))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 12, 5))
+    options = {"dimension_numbers": NHWC}
+    ours = lambda x, kernel: convolution(x, kernel, (stride, stride), ((1, 1), (1, 1)), **options)
+    reference = lambda x, k: lax.conv_general_dilated(x, k, (stride, stride), ((1, 1), (1, 1)), **options)
+    assert "stablehlo.convolution" not in jax.jit(ours).lower(x, kernel).as_text()
+    assert_same_with_gradients(ours, reference, x, kernel)
+
+
 @pytest.mark.parametrize("size", [1, 3])
 def test_other_devices_get_a_convolution(size, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
