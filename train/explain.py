@@ -42,49 +42,49 @@ class Explained:
         return self.apply_fn, self.variables, self.images, self.target
 
 
-def methods() -> Mapping[str, Callable[[Explained], Any]]:
-    """Every method of `dl_core.explain` for images, at settings for a quick look: name -> attributions [n, …]."""
-    from dl_core import explain
+def _patches(explain: Any, e: Explained) -> Any:
+    height, width = e.images.shape[1:3]
+    return explain.patches((height, width), (-(-height // SHAPLEY_GRID), -(-width // SHAPLEY_GRID)))
 
-    def patches(shape: Sequence[int]) -> Any:
-        return explain.patches(shape[1:3], (-(-shape[1] // SHAPLEY_GRID), -(-shape[2] // SHAPLEY_GRID)))
 
-    def window(shape: Sequence[int]) -> dict[str, tuple[int, int]]:
-        side, stride = max(2, shape[1] // 4), max(1, shape[1] // 16)
-        return {"sliding_window_shapes": (side, side), "strides": (stride, stride)}
+def _window(e: Explained) -> dict[str, tuple[int, int]]:
+    side, stride = max(2, e.images.shape[1] // 4), max(1, e.images.shape[1] // 16)
+    return {"sliding_window_shapes": (side, side), "strides": (stride, stride)}
 
-    return {
-        "saliency": lambda e: explain.saliency(*e.arguments),
-        "gradient_x_input": lambda e: explain.gradient_x_input(*e.arguments),
-        "smooth_grad": lambda e: explain.smooth_grad(*e.arguments, key=e.key),
-        "integrated_gradients": lambda e: explain.integrated_gradients(*e.arguments).attributions,
-        "expected_gradients": lambda e: (
-            explain.expected_gradients(*e.arguments, key=e.key, baselines=e.background).attributions
-        ),
-        "blur_integrated_gradients": lambda e: explain.blur_integrated_gradients(*e.arguments).attributions,
-        "guided_backprop": lambda e: explain.guided_backprop(*e.arguments),
-        "deconvnet": lambda e: explain.deconvnet(*e.arguments),
-        "lrp_epsilon": lambda e: explain.lrp(*e.arguments, rules="epsilon"),
-        "lrp_epsilon_plus_flat": lambda e: explain.lrp(*e.arguments, rules="epsilon_plus_flat"),
-        "grad_cam": lambda e: explain.grad_cam(*e.arguments),
-        "grad_cam_plus_plus": lambda e: explain.grad_cam_plus_plus(*e.arguments),
-        "layer_cam": lambda e: explain.layer_cam(*e.arguments),
-        "score_cam": lambda e: explain.score_cam(*e.arguments),
-        "guided_grad_cam": lambda e: explain.guided_grad_cam(*e.arguments),
-        "attention_rollout": lambda e: explain.attention_rollout(e.apply_fn, e.variables, e.images),
-        "attention_relevance": lambda e: explain.attention_relevance(*e.arguments),
-        "occlusion": lambda e: explain.occlusion(*e.arguments, **window(e.images.shape)),
-        "kernel_shap": lambda e: (
-            explain.kernel_shap(*e.arguments, key=e.key, feature_mask=patches(e.images.shape)).attributions
-        ),
-        "shapley_sampling": lambda e: (
-            explain.shapley_sampling(*e.arguments, key=e.key, feature_mask=patches(e.images.shape)).attributions
-        ),
-    }
+
+# every method for images, at settings for a quick look; each is given the module, so that --help does without JAX
+METHODS: Mapping[str, Callable[[Any, Explained], Any]] = {
+    "saliency": lambda explain, e: explain.saliency(*e.arguments),
+    "gradient_x_input": lambda explain, e: explain.gradient_x_input(*e.arguments),
+    "smooth_grad": lambda explain, e: explain.smooth_grad(*e.arguments, key=e.key),
+    "integrated_gradients": lambda explain, e: explain.integrated_gradients(*e.arguments).attributions,
+    "expected_gradients": lambda explain, e: (
+        explain.expected_gradients(*e.arguments, key=e.key, baselines=e.background).attributions
+    ),
+    "blur_integrated_gradients": lambda explain, e: explain.blur_integrated_gradients(*e.arguments).attributions,
+    "guided_backprop": lambda explain, e: explain.guided_backprop(*e.arguments),
+    "deconvnet": lambda explain, e: explain.deconvnet(*e.arguments),
+    "lrp_epsilon": lambda explain, e: explain.lrp(*e.arguments, rules="epsilon"),
+    "lrp_epsilon_plus_flat": lambda explain, e: explain.lrp(*e.arguments, rules="epsilon_plus_flat"),
+    "grad_cam": lambda explain, e: explain.grad_cam(*e.arguments),
+    "grad_cam_plus_plus": lambda explain, e: explain.grad_cam_plus_plus(*e.arguments),
+    "layer_cam": lambda explain, e: explain.layer_cam(*e.arguments),
+    "score_cam": lambda explain, e: explain.score_cam(*e.arguments),
+    "guided_grad_cam": lambda explain, e: explain.guided_grad_cam(*e.arguments),
+    "attention_rollout": lambda explain, e: explain.attention_rollout(e.apply_fn, e.variables, e.images),
+    "attention_relevance": lambda explain, e: explain.attention_relevance(*e.arguments),
+    "occlusion": lambda explain, e: explain.occlusion(*e.arguments, **_window(e)),
+    "kernel_shap": lambda explain, e: (
+        explain.kernel_shap(*e.arguments, key=e.key, feature_mask=_patches(explain, e)).attributions
+    ),
+    "shapley_sampling": lambda explain, e: (
+        explain.shapley_sampling(*e.arguments, key=e.key, feature_mask=_patches(explain, e)).attributions
+    ),
+}
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="python -m train.explain", description=__doc__)
+    parser = Parser(prog="python -m train.explain", description=__doc__, epilog="methods:\n  " + "\n  ".join(METHODS))
     parser.add_argument("--workdir", metavar="DIR", required=True, help="of the run, as given to python -m train")
     parser.add_argument("images", metavar="IMAGE", nargs="*", help="files; default: some of the test split")
     parser.add_argument("--methods", metavar="A,B,…", help="default: every one that the model allows; see below")
@@ -128,7 +128,7 @@ def explain_all(
 
     Args:
       explained: what to explain, n images.
-      names: of `methods()`, in this order; None for all of them.
+      names: of METHODS, in this order; None for all of them.
       say: is given a line for each method.
 
     Returns:
@@ -140,17 +140,18 @@ def explain_all(
     """
     import jax
 
-    known = methods()
+    from dl_core import explain
+
     for name in names or ():
-        if name not in known:
-            raise unknown_name("method", name, known)
+        if name not in METHODS:
+            raise unknown_name("method", name, METHODS)
     found, seconds, left_out = {}, [], []
-    for name in names or known:
+    for name in names or METHODS:
         try:
             times = []
             for _ in range(2):
                 start = time.perf_counter()
-                attributions = jax.block_until_ready(known[name](explained))
+                attributions = jax.block_until_ready(METHODS[name](explain, explained))
                 times.append(time.perf_counter() - start)
         except UsageError as error:
             left_out.append((name, str(error)))
@@ -167,31 +168,32 @@ def assess(explained: Explained, names: Sequence[str]) -> list[tuple[str, ...]]:
 
     Args:
       explained: n images.
-      names: of `methods()`.
+      names: of METHODS.
 
     Returns:
       See `dl_core.explain.evaluate.comparison_rows`.
     """
     import jax.numpy as jnp
 
-    from dl_core.explain.evaluate import compare_methods, comparison_rows
+    from dl_core import explain
 
-    def as_function(method: Callable[[Explained], Any]) -> Callable[..., Any]:
-        def explain(apply_fn: Any, variables: Any, images: Any, target: Any) -> Any:
+    def as_function(method: Callable[[Any, Explained], Any]) -> Callable[..., Any]:
+        def attributions(apply_fn: Any, variables: Any, images: Any, target: Any) -> Any:
             found = method(
-                dataclasses.replace(explained, apply_fn=apply_fn, variables=variables, images=images, target=target)
+                explain,
+                dataclasses.replace(explained, apply_fn=apply_fn, variables=variables, images=images, target=target),
             )
             spread = found[..., None] / images.shape[-1] if found.ndim == 3 else found  # a map counts for all channels
             return jnp.broadcast_to(spread, images.shape)
 
-        return explain
+        return attributions
 
-    chosen = {name: as_function(methods()[name]) for name in names}
-    comparison = compare_methods(
+    chosen = {name: as_function(METHODS[name]) for name in names}
+    comparison = explain.evaluate.compare_methods(
         *explained.arguments, chosen, key=explained.key, metrics=QUALITY,
         patch_size=max(1, min(explained.images.shape[1:3]) // 16), n_steps=20,
     )  # fmt: skip
-    return comparison_rows(comparison)
+    return explain.evaluate.comparison_rows(comparison)
 
 
 def run(argv: Sequence[str]) -> int:

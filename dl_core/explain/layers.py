@@ -11,7 +11,6 @@ A module that is called several times has several values: "conv#1", "conv#2" in 
 follow each other directly, those are told apart that use the same parameters in the same way.)
 """
 
-import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -22,7 +21,7 @@ from jaxtyping import Array, Float
 
 from dl_core.errors import UsageError, unknown_name
 from dl_core.explain.program import Operation, Program, compute, evaluate, read
-from dl_core.explain.target import ApplyFn
+from dl_core.explain.target import ApplyFn, once_for_shapes
 
 Change = Callable[[Float[Array, "batch ..."]], Float[Array, "batch ..."]]
 
@@ -187,42 +186,6 @@ def named_values(program: Program) -> dict[str, int]:
     for name, values in given.items():
         names.update(_numbered(name, values))
     return dict(sorted(names.items(), key=lambda item: item[1]))
-
-
-def once_for_shapes(function: Callable[[ApplyFn, Any, Any], Any]) -> Callable[[ApplyFn, Any, Any], Any]:
-    """A function (apply_fn, params, inputs) -> facts that depend on shapes [...] and dtypes alone, remembered.
-
-    Args:
-      function: it is given tracers in place of arrays, and must return none.
-
-    Returns:
-      The same function of arrays. Its results are shared: they must not be changed.
-    """
-
-    def of_leaves(apply_fn: ApplyFn, tree: Any, leaves: tuple[Any, ...]) -> Any:
-        facts = []
-        jax.eval_shape(
-            lambda *arguments: facts.append(function(apply_fn, *arguments)), *jax.tree.unflatten(tree, leaves)
-        )
-        return facts[0]
-
-    of_shapes = functools.lru_cache(maxsize=32)(of_leaves)
-
-    @functools.wraps(function)
-    def of_arrays(apply_fn: ApplyFn, params: Any, inputs: Any) -> Any:
-        shapes = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), getattr(leaf, "dtype", None) or jnp.result_type(leaf)),
-            (params, inputs),
-        )
-        leaves, tree = jax.tree.flatten(shapes)
-        try:
-            return of_shapes(apply_fn, tree, tuple(leaves))
-        except TypeError as error:
-            if "unhashable" not in str(error):
-                raise
-            return of_leaves(apply_fn, tree, tuple(leaves))
-
-    return of_arrays
 
 
 @once_for_shapes

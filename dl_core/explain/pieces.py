@@ -15,8 +15,7 @@ from dl_core.errors import UsageError
 from dl_core.loops import scan
 
 # of the rows that a model is given at once, where the caller sets no limit; small pieces stay in a processor's cache
-MOST_VALUES = {"cpu": 2**16}
-MOST_VALUES_ELSEWHERE = 2**23
+MOST_VALUES, MOST_VALUES_ON_CPU = 2**23, 2**16
 
 Progress = Callable[[int, int], None]  # (pieces done, pieces in all)
 
@@ -37,15 +36,12 @@ def variants_at_once(internal_batch_size: int | None, inputs: Float[Array, "batc
     """
     if internal_batch_size is not None and internal_batch_size < 1:
         raise UsageError(f"internal_batch_size must be at least 1, got {internal_batch_size}")
-    platform = "" if isinstance(inputs, Tracer) or not isinstance(inputs, jax.Array) else _platform(inputs)
-    most_values = MOST_VALUES.get(platform or jax.default_backend(), MOST_VALUES_ELSEWHERE)
+    known = isinstance(inputs, jax.Array) and not isinstance(inputs, Tracer)
+    platform = next(iter(inputs.devices())).platform if known else jax.default_backend()
+    most_values = MOST_VALUES_ON_CPU if platform == "cpu" else MOST_VALUES
     most = internal_batch_size or most_values // max(1, math.prod(inputs.shape[1:]))
     at_once = min(max(1, most // max(1, len(inputs))), variants)
     return -(-variants // -(-variants // at_once))  # pieces of equal size
-
-
-def _platform(array: jax.Array) -> str:
-    return next(iter(array.devices())).platform
 
 
 def sum_over(

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from dl_core.errors import UsageError, unknown_name
-from dl_core.explain.layers import check_layer, list_layers, named_values, once_for_shapes
+from dl_core.explain.layers import check_layer, list_layers, named_values
 from dl_core.explain.program import read
 from dl_core.explain.reach import reached_regions
-from dl_core.explain.target import ApplyFn
+from dl_core.explain.target import ApplyFn, once_for_shapes
 
 INTERPOLATIONS = ("bilinear", "nearest")
 

@@ -132,21 +132,46 @@ def _checked_classes(target: Any, batch: int, num_classes: int) -> Int[Array, " 
     return jnp.broadcast_to(jnp.asarray(target, jnp.int32), (batch,))
 
 
+def once_for_shapes(function: Callable[[ApplyFn, Any, Any], Any]) -> Callable[[ApplyFn, Any, Any], Any]:
+    """A function (apply_fn, params, inputs) -> facts that depend on shapes [...] and dtypes alone, remembered.
+
+    Args:
+      function: it is given tracers in place of arrays, and must return none.
+
+    Returns:
+      The same function of arrays. Its results are shared: they must not be changed.
+    """
+
+    def of_leaves(apply_fn: ApplyFn, tree: Any, leaves: tuple[Any, ...]) -> Any:
+        facts = []
+        jax.eval_shape(
+            lambda *arguments: facts.append(function(apply_fn, *arguments)), *jax.tree.unflatten(tree, leaves)
+        )
+        return facts[0]
+
+    of_shapes = functools.lru_cache(maxsize=32)(of_leaves)
+
+    @functools.wraps(function)
+    def of_arrays(apply_fn: ApplyFn, params: Any, inputs: Any) -> Any:
+        shapes = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), getattr(leaf, "dtype", None) or jnp.result_type(leaf)),
+            (params, inputs),
+        )
+        leaves, tree = jax.tree.flatten(shapes)
+        try:
+            return of_shapes(apply_fn, tree, tuple(leaves))
+        except TypeError as error:
+            if "unhashable" not in str(error):
+                raise
+            return of_leaves(apply_fn, tree, tuple(leaves))
+
+    return of_arrays
+
+
+@once_for_shapes
 def _traced(apply_fn: ApplyFn, params: Any, inputs: Any) -> tuple[tuple[tuple[int, ...], Any], str]:
     """Shape and dtype of the output, and the operation that cuts it off from the inputs, or ""."""
-    describe = lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), getattr(leaf, "dtype", None) or jnp.result_type(leaf))
-    leaves, tree = jax.tree.flatten((jax.tree.map(describe, params), describe(inputs)))
-    try:
-        return _trace(apply_fn, tree, tuple(leaves))
-    except TypeError as error:
-        if "unhashable" not in str(error):
-            raise
-        return _trace.__wrapped__(apply_fn, tree, tuple(leaves))
-
-
-@functools.lru_cache(maxsize=32)
-def _trace(apply_fn: ApplyFn, tree: Any, leaves: tuple[Any, ...]) -> tuple[tuple[tuple[int, ...], Any], str]:
-    closed, output = jax.make_jaxpr(apply_fn, return_shape=True)(*jax.tree.unflatten(tree, leaves))
+    closed, output = jax.make_jaxpr(apply_fn, return_shape=True)(params, inputs)
     if not hasattr(output, "shape"):
         raise UsageError(
             f"apply_fn must return one array, the logits; got {type(output).__name__}. Wrap it: "
