@@ -1,13 +1,15 @@
 """The one driver for everything iterative: an epoch, an attack, an integration path.
 
-A loop is written once, as a pure `step`, and driven in one of two ways with the same result:
+A loop is written once, as a pure `step`, and driven in one of these ways with the same result:
 
 * ``"compiled"``: one `jax.lax.scan` or `while_loop`; no round trip to the host between steps. Right on an accelerator,
   and the only way inside `jit`, `vmap` or `grad`.
 * ``"host"``: a Python loop over the jitted step. Right on the CPU, where XLA runs convolutions inside a compiled loop
   through slow kernels (2.6 times slower for an epoch of LeNet, 10 times and more for the step of an attack).
+* ``"unrolled"``: a compiled loop of `scan` with every step written out. For a few steps inside of a `jit` on the CPU,
+  where there is no host to drive; it compiles as many times longer as there are steps.
 
-``"auto"`` chooses. Neither driver compiles a step twice: the compiled form is remembered for as long as the function
+``"auto"`` chooses between the first two. Neither driver compiles a step twice: the compiled form is remembered for as long as the function
 `step` lives, so define it once and put what changes into the carry. A step made anew on every call (by a function that
 is given a model, say) is compiled anew, unless it is a `jax.tree_util.Partial` of a function that stays:
 
@@ -29,7 +31,7 @@ from jax.tree_util import Partial
 
 from dl_core.errors import unknown_name
 
-DRIVERS = ("auto", "compiled", "host")
+DRIVERS = ("auto", "compiled", "host", "unrolled")
 _COUNTING = weakref.WeakKeyDictionary()
 
 
@@ -37,15 +39,15 @@ def choose_driver(loop: str, *trees: Any) -> str:
     """Which driver `loop` means for these arguments (pytrees of any shapes).
 
     Args:
-      loop: "auto", "compiled" or "host".
+      loop: "auto", "compiled", "host" or "unrolled".
       trees: everything that the loop works on, arrays of any shape [...]. A tracer anywhere, or an array that lies on
         an accelerator, asks for the compiled loop.
 
     Returns:
-      "compiled" or "host".
+      "compiled", "host" or "unrolled".
 
     Raises:
-      UsageError: loop is none of the three.
+      UsageError: loop is none of these.
     """
     if loop not in DRIVERS:
         raise unknown_name("loop", loop, DRIVERS)
@@ -75,7 +77,7 @@ def scan(
       carry: pytree that keeps its structure, shapes and dtypes from step to step.
       xs: pytree of arrays [length, ...], or None.
       length: the number of steps where xs is None.
-      loop: "auto", "compiled" or "host".
+      loop: "auto", "compiled", "host" or "unrolled".
       progress: called after each step with (steps done, steps in all). With "auto" the host then drives; a compiled
         loop calls it at its end only, and inside `jit` it is not called.
 
@@ -93,8 +95,9 @@ def scan(
         driver = "host"
     carry, xs = jax.tree.map(_strong, carry), jax.tree.map(jnp.asarray, xs)
     steps = _length(xs, length)
-    if driver == "compiled" or steps == 0:  # an empty loop still has to know the shape of its ys
-        results = (_scan_partial if isinstance(step, Partial) else jax.lax.scan)(step, carry, xs, length=steps)
+    if driver != "host" or steps == 0:  # an empty loop still has to know the shape of its ys
+        run, unroll = _scan_partial if isinstance(step, Partial) else jax.lax.scan, driver == "unrolled"
+        results = run(step, carry, xs, length=steps, unroll=unroll)
         if progress is not None and not traced:
             progress(steps, steps)
         return results
@@ -125,7 +128,8 @@ def while_loop(
       step: state -> state, pure, with the same structure, shapes and dtypes.
       state: pytree of arrays of any shape [...].
       max_steps: >= 0, so that every loop ends.
-      loop: "auto", "compiled" or "host". The host loop waits for the condition after every step.
+      loop: "auto", "compiled" or "host" ("unrolled" means "compiled" here: nobody knows how often). The host loop waits
+        for the condition after every step.
 
     Returns:
       The state at the first step at which the condition fails, or after max_steps steps.
@@ -136,7 +140,7 @@ def while_loop(
     """
     driver = choose_driver(loop, condition, step, state)
     state = jax.tree.map(_strong, state)
-    if driver == "compiled":
+    if driver != "host":
         return _compiled_while(condition, step, state, max_steps)
     holds, take_step = _compiled_step(condition), _compiled_step(step)
     for index in range(max_steps):
@@ -209,9 +213,9 @@ def _row(xs: Any, index: Any) -> Any:
     return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), xs)
 
 
-@functools.partial(jax.jit, static_argnames="length")
-def _scan_partial(step: Partial, carry: Any, xs: Any, length: int) -> tuple[Any, Any]:
-    return jax.lax.scan(step, carry, xs, length=length)
+@functools.partial(jax.jit, static_argnames=("length", "unroll"))
+def _scan_partial(step: Partial, carry: Any, xs: Any, length: int, unroll: bool) -> tuple[Any, Any]:
+    return jax.lax.scan(step, carry, xs, length=length, unroll=unroll)
 
 
 @jax.jit

@@ -17,8 +17,17 @@ jax.config.update(
     os.environ.get("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".cache" / "jax")),
 )
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+# small networks are compiled far more often than they are run; programs in processes of their own compile as users' do
+jax.config.update("jax_disable_most_optimizations", True)
 
 install_import_hook(["dl_core", "models", "train"], "beartype.beartype")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs_of_this_file_only():
+    """Every compiled program holds memory and some mappings of it, of which a process may have 65,530 on Linux."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +45,11 @@ def annotations_off():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def all_optimizations():
+    """Compiled as a user's program is: for what the compiler gets wrong without its optimisations."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)

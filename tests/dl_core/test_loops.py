@@ -11,7 +11,7 @@ from jax.tree_util import Partial
 from dl_core import loops
 from dl_core.errors import UsageError
 
-DRIVERS = ("host", "compiled")
+DRIVERS = ("host", "compiled", "unrolled")
 
 
 def newton_step(square, root, scale):
