@@ -9,9 +9,10 @@ A loop is written once, as a pure `step`, and driven in one of these ways with t
 * ``"unrolled"``: a compiled loop of `scan` with every step written out. For a few steps inside of a `jit` on the CPU,
   where there is no host to drive; it compiles as many times longer as there are steps.
 
-``"auto"`` chooses between the first two. Neither driver compiles a step twice: the compiled form is remembered for as long as the function
-`step` lives, so define it once and put what changes into the carry. A step made anew on every call (by a function that
-is given a model, say) is compiled anew, unless it is a `jax.tree_util.Partial` of a function that stays:
+``"auto"`` chooses between the first two. No driver compiles a step twice: the compiled form is remembered for as long
+as the function `step` lives, so define it once and put what changes into the carry. A step made anew on every call (by
+a function that is given a model, say) is compiled anew, unless it is a `jax.tree_util.Partial` of a function that
+stays:
 
     step = Partial(_step, Partial(apply_fn), params, eps)  # _step(apply_fn, params, eps, carry, x)
 

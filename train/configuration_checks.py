@@ -22,6 +22,8 @@ CHOICES = {
     "augment.policy": ("none", "rand_augment", "trivial_augment", "adaptive"),
     "augment.mix": ("none", "mix_up", "cut_mix"),
     "augment.test_views": ("none", "mirror", "ten_crop"),
+    "hardening.recipe": ("none", "madry", "trades", "free", "fast"),
+    "hardening.norm": ("linf", "l2", "l1"),
     "optimizer.decay": ("decoupled", "coupled"),
     "optimizer.decay_mask": ("kernels", "all"),
     "regression.head": ("value", "angle"),
@@ -50,6 +52,13 @@ INTERVALS = {
     "augment.cut_out": "[0, inf)",
     "augment.mix_alpha": "(0, inf)",
     "augment.test_padding": "[0, inf)",
+    "hardening.eps": "(0, inf)",
+    "hardening.step_size": "[0, inf)",
+    "hardening.steps": "[1, inf)",
+    "hardening.beta": "[0, inf)",
+    "hardening.replays": "[1, inf)",
+    "hardening.clean_share": "[0, 1)",
+    "hardening.test_steps": "[0, inf)",
     "optimizer.learning_rate": "(0, inf)",
     "optimizer.weight_decay": "[0, inf)",
     "optimizer.l1": "[0, inf)",
@@ -169,6 +178,17 @@ def _check_agreement(config: ConfigDict) -> None:
         raise UsageError(
             f"config.augment.mix is {config.augment.mix!r}, which mixes the labels of a classification over the whole "
             "batch: set config.task to 'classification' and config.parallel.mode to 'jit', or mix to 'none'"
+        )
+    recipe = config.hardening.recipe
+    if recipe != "none" and config.task not in ("classification", "distillation"):
+        raise UsageError(
+            f"config.hardening.recipe is {recipe!r}, which hardens a classification: set config.task to "
+            "'classification' or 'distillation', or recipe to 'none'"
+        )
+    if recipe == "free" and config.accumulate > 1:
+        raise UsageError(
+            "config.hardening.recipe 'free' updates the images beside the parameters, which accumulate > 1 cuts up: "
+            "set config.accumulate to 1, or take the recipe 'fast'"
         )
     if config.transfer.freeze and (config.recompute_batch_stats or config.average.name == "swa"):
         raise UsageError(

@@ -94,9 +94,9 @@ def finish(
     test, (labels, outputs) = evaluate(run, variables, dataset.test, outputs=True)
     summary = {
         "config": json.loads(configuration.to_json(config)),
+        **{f"test_{name}": value for name, value in test.items()},
         **run.task.summarise(labels, outputs),
         **run.task.baselines(dataset),
-        "test_loss": test["loss"],
         **{f"validation_{name}": value for name, value in validation.items()},
         **{f"train_{name}": value for name, value in train.items()},
         "weights": config.evaluate_with,

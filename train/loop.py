@@ -18,7 +18,7 @@ import numpy as np
 from dl_core.data import describe
 from dl_core.errors import UsageError
 from dl_core.regularization import swa_update
-from train import configuration
+from train import configuration, hardening
 from train.checkpoint import Checkpoints, abstract_like
 from train.feed import Feed
 from train.finish import finish
@@ -97,6 +97,8 @@ def fit(
                 global_state, rules, validation = _validate(run, parallel.to_global(state), rules)
                 seconds = seconds_before + time.monotonic() - started
                 writer.write({"split": "validation", **place, **validation, "seconds": seconds})
+                if trouble := hardening.warning(validation):
+                    progress.message(trouble)
                 host = {"stopping": rules.to_json(), "seconds": seconds}
                 checkpoints.save(global_state, host, validation)
                 state = parallel.from_global(global_state)

@@ -9,9 +9,9 @@ import numpy as np
 
 from dl_core.data import Dataset, batch_order
 from train import transfer
+from train.hardening import make_step, updates_per_step
 from train.run import Run, make_optimizer, prepare
 from train.state import TrainState, create_state
-from train.step import make_train_step
 
 
 def train_members(config: Any, seeds: Sequence[int], *, dataset: Dataset | None = None) -> tuple[Run, Any]:
@@ -30,8 +30,9 @@ def train_members(config: Any, seeds: Sequence[int], *, dataset: Dataset | None 
       `dl_core.ensembles.ensemble(run.task.apply_fn)` takes.
     """
     run, _ = prepare(config, dataset=dataset)
-    chain, schedule, plateau = make_optimizer(config, run.steps_per_epoch, run.total_steps)
-    chain = transfer.adapt_optimizer(chain, config.transfer, run.task.init, run.steps_per_epoch)
+    updates = updates_per_step(config.hardening)
+    chain, schedule, plateau = make_optimizer(config, run.steps_per_epoch * updates, run.total_steps * updates)
+    chain = transfer.adapt_optimizer(chain, config.transfer, run.task.init, run.steps_per_epoch * updates)
 
     def create(seed: jax.Array) -> TrainState:
         key = jax.random.fold_in(jax.random.key(seed), 2**31 - 1)  # as in `prepare`
@@ -39,7 +40,7 @@ def train_members(config: Any, seeds: Sequence[int], *, dataset: Dataset | None 
 
     def step(seed: jax.Array, state: TrainState, batch: Any) -> TrainState:
         options = {"seed": seed, "schedule": schedule, "steps_per_epoch": run.steps_per_epoch}
-        return make_train_step(run.task.loss_fn, chain, **options)(state, batch)[0]
+        return make_step(config.hardening, run.task.loss_fn, chain, **options)(state, batch)[0]
 
     numbers = jnp.asarray(seeds, jnp.uint32)
 

@@ -12,9 +12,9 @@ from dl_core.loops import choose_driver
 from train import parallel as parallelism
 from train import tasks, transfer
 from train.feed import DeviceFeed, Feed, StreamFeed
+from train.hardening import make_step, updates_per_step
 from train.parallel import CompiledTraining, Parallel
 from train.state import TrainState, create_state
-from train.step import make_train_step
 from train.tasks import DatasetInfo, Task
 
 
@@ -96,11 +96,12 @@ def prepare(config: Any, *, fold: int = 0, dataset: Dataset | None = None) -> tu
 
     info = describe_data(dataset)
     task = transfer.freeze_task(tasks.make_task(config, info), config.transfer.freeze)
-    chain, schedule, plateau = make_optimizer(config, steps_per_epoch, total_steps)
-    chain = transfer.adapt_optimizer(chain, config.transfer, task.init, steps_per_epoch)
+    updates = updates_per_step(config.hardening)
+    chain, schedule, plateau = make_optimizer(config, steps_per_epoch * updates, total_steps * updates)
+    chain = transfer.adapt_optimizer(chain, config.transfer, task.init, steps_per_epoch * updates)
     average = config.average
-    train_step = make_train_step(
-        task.loss_fn, chain, seed=config.seed, schedule=schedule, steps_per_epoch=steps_per_epoch,
+    train_step = make_step(
+        config.hardening, task.loss_fn, chain, seed=config.seed, schedule=schedule, steps_per_epoch=steps_per_epoch,
         accumulate=config.accumulate,
         ema_decay=average.decay if average.name == "ema" else None,
         ema_start=round(average.start_epoch * steps_per_epoch), axis_name=parallel.axis_name,

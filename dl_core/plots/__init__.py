@@ -5,6 +5,7 @@ Figures are made without pyplot: nothing is shown, kept or closed; a notebook di
 """
 
 from dl_core.plots.activations import activation_functions
+from dl_core.plots.attacks import accuracy_curves, adversarial_grid, attack_path, loss_surface
 from dl_core.plots.augmentation import contact_sheet
 from dl_core.plots.boundary import decision_boundary
 from dl_core.plots.calibration import reliability_diagram, reliability_diagrams
@@ -22,7 +23,10 @@ from dl_core.plots.segmentation import class_scores, segmentation_maps
 from dl_core.plots.training import learning_curves, learning_rate_curve, norms
 
 __all__ = [
+    "accuracy_curves",
     "activation_functions",
+    "adversarial_grid",
+    "attack_path",
     "attribution_maps",
     "class_scores",
     "confusion_matrix",
@@ -36,6 +40,7 @@ __all__ = [
     "image_grid",
     "learning_curves",
     "learning_rate_curve",
+    "loss_surface",
     "norms",
     "perturbation_curves",
     "precision_recall_curves",

@@ -74,6 +74,18 @@ def get_config() -> ConfigDict:
     config.augment.test_views = "none"  # predictions are averaged over: none | mirror | ten_crop (of the padded image)
     config.augment.test_padding = 1  # pixels on each side before the ten crops
 
+    config.hardening = ConfigDict()  # adversarial training (classification, distillation); train/hardening.py
+    # none | madry (PGD, costs steps + 1 times) | trades (about steps + 2) | free (replays) | fast (2, may overfit)
+    config.hardening.recipe = "none"
+    config.hardening.eps = 8 / 255  # largest change of an image in [0, 1], in the norm; > 0
+    config.hardening.norm = "linf"  # linf (of each pixel) | l2 (root of the sum of squares) | l1 (sum)
+    config.hardening.step_size = 0.0  # of the attack; 0 = madry, trades: 2.5 eps / steps, free: eps, fast: 1.25 eps
+    config.hardening.steps = 7  # of madry and trades; >= 1
+    config.hardening.beta = 6.0  # of trades: weight of robustness beside accuracy; >= 0
+    config.hardening.replays = 4  # of free: updates on every batch, so that an epoch costs as much as so many; >= 1
+    config.hardening.clean_share = 0.0  # share of the training images that is left as it is; in [0, 1)
+    config.hardening.test_steps = 20  # of the PGD in every validation and test of a hardened run; 0 = none
+
     config.optimizer = ConfigDict()
     # sgd | momentum | nesterov | adagrad | adadelta | rmsprop | rmsprop_norm | adam | adamw | muon
     config.optimizer.name = "adam"

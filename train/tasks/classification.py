@@ -1,4 +1,4 @@
-"""Image classification: one label an image."""
+"""Image classification: one label an image; with `config.hardening`, trained against adversarial changes of it."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 import models
 from dl_core import data as datasets
+from dl_core.attacks.hardening import divergence
 from dl_core.augment import geometric, mixing, photometric, policies
 from dl_core.augment.adaptive import adaptive_augment
 from dl_core.augment.automatic import rand_augment, trivial_augment
@@ -21,6 +22,7 @@ from dl_core.losses import cross_entropy
 from dl_core.metrics.classification_report import classification_summary
 from dl_core.regularization import l1_penalty, l2_penalty
 from models.auxiliary import auxiliary_loss
+from train import hardening
 from train.baselines import baseline_figures
 from train.report.classification import classification_pages
 from train.report.pages import Page, RunRecord
@@ -129,12 +131,14 @@ def make_task(config: Any, info: DatasetInfo, *, example_loss: Callable[..., Arr
       config: of the run.
       info: of its data.
       example_loss: (logits, labels, augmented images in [0, 1]) -> one loss per example, in the place of cross-entropy.
+        Of a hardened run its images are the clean ones, and the logits those of the changed ones (trades: clean).
     """
     model = make_model(config, info)
     augment = make_augmentation(config.augment)
     mean, std = jnp.asarray(info.mean), jnp.asarray(info.std)
     loss_options = config.loss
     mix = {"none": None, "mix_up": mixing.mix_up, "cut_mix": mixing.cut_mix}[config.augment.mix]
+    options, recipe = config.hardening, config.hardening.recipe
     undropped = model.clone(dropout=0.0) if hasattr(model, "dropout") else model
 
     def init(key: jax.Array) -> Any:
@@ -147,24 +151,45 @@ def make_task(config: Any, info: DatasetInfo, *, example_loss: Callable[..., Arr
             keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(augment_key, 1), batch["row"])
             one_hot = jax.nn.one_hot(labels, len(info.class_names))
             augmented, labels = mix(keys, augmented, one_hot, alpha=config.augment.mix_alpha, per_row=True)
-        images = photometric.normalize(augmented, mean, std)
-        logits, updated = model.apply(
-            {"params": params, **model_state}, images, train=True,
-            mutable=[*model_state, "auxiliary"], rngs={"dropout": dropout_key},
-        )  # fmt: skip
+
+        def forward(params: Any, state: Any, images: Array) -> tuple[Array, Any]:
+            return model.apply(
+                {"params": params, **state}, photometric.normalize(images, mean, std), train=True,
+                mutable=[*model_state, "auxiliary"], rngs={"dropout": dropout_key},
+            )  # fmt: skip
+
+        def changed(attacked_loss: Callable[[Array], Array]) -> Array:
+            """The images that raise a loss of the logits, parameters held."""
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.fold_in(augment_key, 2), batch["row"])
+            held = jax.lax.stop_gradient((params, model_state))
+            return hardening.harden(options, lambda x: attacked_loss(forward(*held, x)[0]), augmented, keys)
+
+        shown = augmented
+        if recipe == "free":
+            shown = jnp.clip(augmented + batch["perturbation"], 0, 1)
+        elif recipe in ("madry", "fast"):
+            shown = changed(lambda logits: cross_entropy(logits, labels))
+        logits, updated = forward(params, model_state, shown)
         auxiliary = updated.pop("auxiliary", {})
         criterion = partial(cross_entropy, label_smoothing=loss_options.label_smoothing)
         plain = cross_entropy(logits, labels).mean()  # what is reported: the measure of validation and test
         loss = criterion(logits, labels).mean() if loss_options.label_smoothing else plain
         if example_loss is not None:
             loss = example_loss(logits, labels, augmented).mean()
+        is_right = lambda logits: (logits.argmax(-1) == batch["label"]).mean()
+        metrics = {"accuracy": is_right(logits)}  # of mixed images: of the one with its own key
+        if recipe == "trades":
+            shown = changed(partial(divergence, jax.lax.stop_gradient(logits)))
+            adversarial_logits, updated = forward(params, updated, shown)
+            updated.pop("auxiliary", None)
+            loss += options.beta * divergence(logits, adversarial_logits).mean()
+            metrics["robust_accuracy"] = is_right(adversarial_logits)
         loss += auxiliary_loss(model, auxiliary, criterion, labels)
         if loss_options.l1:
             loss += loss_options.l1 * l1_penalty(params)
         if loss_options.l2:
             loss += loss_options.l2 * l2_penalty(params)
-        accuracy = (logits.argmax(-1) == batch["label"]).mean()  # of mixed images: of the one with its own key
-        return loss, (dict(updated), {"loss": plain, "objective": loss, "accuracy": accuracy})
+        return loss, (dict(updated), {"loss": plain, "objective": loss, **metrics})
 
     def apply_fn(variables: Any, images: Float[Array, "batch height width channels"]) -> Float[Array, "batch classes"]:
         return model.apply(variables, photometric.normalize(images, mean, std), train=False)
@@ -173,12 +198,15 @@ def make_task(config: Any, info: DatasetInfo, *, example_loss: Callable[..., Arr
     averaged_fn = policies.average_over_views(apply_fn, views) if views else apply_fn
 
     def evaluate_fn(variables: Any, batch: Batch) -> tuple[Array, Sums]:
-        logits = averaged_fn(variables, photometric.to_float(batch["image"]))
+        images = photometric.to_float(batch["image"])
+        logits = averaged_fn(variables, images)
         valid = batch["valid"].astype(jnp.float32)
         losses = cross_entropy(logits, batch["label"])
         correct = logits.argmax(-1) == batch["label"]
         count = valid.sum()
-        return logits, {"loss": ((losses * valid).sum(), count), "accuracy": ((correct * valid).sum(), count)}
+        sums = {"loss": ((losses * valid).sum(), count), "accuracy": ((correct * valid).sum(), count)}
+        predict = partial(averaged_fn, variables)
+        return logits, sums | hardening.robust_sums(options, predict, images, batch["label"], valid=valid)
 
     def batch_stats_fn(variables: Any, batch: Batch) -> Any:
         images = photometric.normalize(photometric.to_float(batch["image"]), mean, std)
@@ -193,8 +221,12 @@ def make_task(config: Any, info: DatasetInfo, *, example_loss: Callable[..., Arr
 
 
 def rank(metrics: Mapping[str, float]) -> tuple[float, ...]:
-    """Higher validation accuracy is better; among equals, lower loss."""
-    return metrics["accuracy"], -metrics["loss"]
+    """Higher validation accuracy is better, of a hardened run first that under attack; among equals, lower loss.
+
+    A network goes on to overfit its attacks long after it has stopped to gain from them (Rice et al., 2020).
+    """
+    robust = (metrics["robust_accuracy"],) if "robust_accuracy" in metrics else ()
+    return *robust, metrics["accuracy"], -metrics["loss"]
 
 
 def summarise(labels: np.ndarray, logits: np.ndarray) -> dict[str, Any]:
@@ -204,4 +236,5 @@ def summarise(labels: np.ndarray, logits: np.ndarray) -> dict[str, Any]:
 
 def pages(record: RunRecord) -> list[Page]:
     """The report's pages of a classification run."""
-    return classification_pages(record)
+    first, *others = classification_pages(record)
+    return [first, *hardening.pages(record.config.get("hardening", {}), record.summary), *others]
