@@ -28,6 +28,8 @@ def test_the_examples_run(tmp_path, monkeypatch):
     for name in ("attribution", "relevance", "occluded"):
         assert names[name].shape == names["images"].shape
     assert names["low"] < 0.97 < names["high"]
+    assert names["worst"].robust.shape == names["walked"].success.shape == names["labels"].shape
+    assert names["certificate"].radius.shape == names["labels"].shape
 
 
 def test_the_checks_run_the_test_command_as_printed():

@@ -19,7 +19,7 @@ def distance(perturbation: Float[Array, "batch ..."], norm: str) -> Float[Array,
       norm: "linf", "l2" or "l1".
 
     Returns:
-      In the units of the images. Its gradient at a perturbation of zero is zero, not nan.
+      In the units of the images. Its gradient is finite, also where nothing was moved.
     """
     flat = jnp.abs(perturbation.reshape(len(perturbation), -1))
     if norm == "linf":

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from dl_core import plots
@@ -86,7 +87,7 @@ def attack_page(
 
 
 def _probabilities(attacked: Any, images: np.ndarray) -> np.ndarray:
-    logits = np.asarray(attacked.apply_fn(attacked.variables, images), np.float64)
+    logits = np.asarray(attacked.apply_fn(attacked.variables, jnp.asarray(images)), np.float64)
     return np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
 
 
