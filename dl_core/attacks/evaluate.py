@@ -15,6 +15,7 @@ from dl_core.attacks.pieces import in_pieces, take, traced
 from dl_core.attacks.result import ApplyFn, AttackResult
 from dl_core.attacks.verification import Attack, attack_once, check_evaluated
 from dl_core.errors import UsageError
+from dl_core.loops import choose_driver
 from dl_core.metrics.intervals import check_confidence, wilson_interval
 
 
@@ -160,7 +161,7 @@ def accuracy_curve(
       key: one key, or one for each image; an image draws the same numbers for every radius and every batch_size.
       norm: "linf", "l2" or "l1".
       bounds: smallest and largest value of an image.
-      batch_size: most images at once; None takes all radii of all images at once.
+      batch_size: most images at once; None takes all radii of all images at once, on the CPU one radius after another.
       worst_case: an image broken at a smaller radius is in the ball of every larger one, so it counts as broken there
         too: the curve never rises. False reports each run of the attack by itself.
       confidence: nominal coverage of each point's interval, in (0, 1).
@@ -188,8 +189,12 @@ def accuracy_curve(
         eps = take(radii, part // batch)
         return attack_once(attack, apply_fn, params, *chosen, eps=eps, norm=norm, bounds=bounds, loop=loop).success
 
-    whole = traced(images, labels, params, radii, key)
-    of_all = in_pieces(broken, np.arange(len(rows)), None if whole else batch_size, images, progress=progress)
+    at_once = batch_size
+    if traced(images, labels, params, radii, key):
+        at_once = None
+    elif at_once is None and choose_driver(loop, images, params) == "host":
+        at_once = batch  # a processor gains nothing from larger batches, and its cache is lost
+    of_all = in_pieces(broken, np.arange(len(rows)), at_once, images, progress=progress)
     table = of_all.reshape(len(radii), batch)
     if worst_case:
         within = radii[None] <= radii[:, None]

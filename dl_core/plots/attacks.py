@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float, Real
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from dl_core.errors import UsageError
 from dl_core.plots.images import _displayable
@@ -192,8 +192,10 @@ def attack_path(
     if any((curve[0] > 0).any() and (curve[1] > 0).any() for curve in curves.values()):
         axes.set_xscale("log")
         axes.set_yscale("log")
-        for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-            which(LogFormatter(minor_thresholds=(2, 0.5)))
+        for axis in (axes.xaxis, axes.yaxis):  # plain numbers, and as few of them as do not touch
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("queries")
     axes.set_ylabel(f"{norm} distance")
     _label_ends(figure, axes, curves)

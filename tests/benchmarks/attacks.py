@@ -2,7 +2,7 @@
 
     python tests/benchmarks/attacks.py --output=tests/benchmarks/results/attacks_cpu
 
-The small CNN learns scikit-learn's digits (28 px) first, and both sides attack the same weights and images with the
+Two small networks learn scikit-learn's digits (28 px) first, and both sides attack the same weights and images with the
 same settings. Beside each time stands what the attack achieved, so that nobody wins by attacking less: the share of
 images fooled, or the median distance. Ours are called as a user calls them, outside of `jit`. The sides take turns;
 medians. Compilation is what the first call took more than the later ones.
@@ -27,25 +27,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from contest import Side, markdown_table, processor, race, versions
-from networks import Network, SmallCNN, small_cnn
+from networks import Network, SmallCNN, StridedCNN, small_cnn, strided_cnn
 
 from dl_core import attacks, data
 
-EPS, EPS_L2 = 0.1, 1.5
+EPS = 0.1
+NETWORKS = {"strided CNN": (StridedCNN, strided_cnn), "small CNN": (SmallCNN, small_cnn)}
 EPSILONS = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2)
-
-
-class Outcome(NamedTuple):
-    """adversarial images [batch, height, width, channels], and whether the attack says that it succeeded."""
-
-    adversarial: np.ndarray
-    fooled: np.ndarray
 
 
 class Contest(NamedTuple):
     """One attack on every side.
 
-    ours: () -> Outcome's arrays, on the device.
+    ours: () -> the result, on the device.
     theirs: name -> () -> adversarial images as a tensor [batch, channels, height, width].
     distance: the figure is the median distance, not the share of fooled images.
     """
@@ -55,11 +49,12 @@ class Contest(NamedTuple):
     distance: bool = False
 
 
-def trained_network(steps: int = 400) -> tuple[Network, np.ndarray, np.ndarray]:
-    """The small CNN after some steps on the digits, and images and labels of the test split that it gets right."""
+def trained_network(name: str, steps: int = 400) -> tuple[Network, np.ndarray, np.ndarray]:
+    """One of NETWORKS after some steps on the digits, and images and labels of the test split that it gets right."""
     dataset = data.load("digits", image_size=28)
     images, labels = dataset.train.arrays()
-    model, optimizer = SmallCNN(), optax.adam(2e-3)
+    (module, make), optimizer = NETWORKS[name], optax.adam(2e-3)
+    model = module()
     variables = model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
     state, random = optimizer.init(variables), np.random.default_rng(0)
 
@@ -72,7 +67,7 @@ def trained_network(steps: int = 400) -> tuple[Network, np.ndarray, np.ndarray]:
     for _ in range(steps):
         rows = random.integers(0, len(labels), 64)
         variables, state = step(variables, state, images[rows].astype(np.float32) / 255, labels[rows])
-    network = small_cnn(variables)
+    network = make(variables)
     images, labels = dataset.test.arrays()
     images = images.astype(np.float32) / 255
     right = np.asarray(network.apply_fn(variables, images)).argmax(axis=1) == labels
@@ -85,7 +80,7 @@ def contests(network: Network, images: np.ndarray, labels: np.ndarray) -> dict[s
     problem = (network.apply_fn, network.variables, x, y)
     foolbox, torchattacks = _foolbox(network, images, labels), _torchattacks(network, images, labels)
     settings = {"eps": EPS, "step_size": 0.01, "steps": 40, "early_stop": False}
-    curve, pgd_40 = jnp.asarray(EPSILONS), functools.partial(attacks.pgd, key=key, step_size=0.01, early_stop=False)
+    curve, pgd_40 = jnp.asarray(EPSILONS), functools.partial(attacks.pgd, step_size=0.01, early_stop=False)
     return {
         "PGD-40, linf": Contest(
             lambda: attacks.pgd(*problem, key=key, **settings),
@@ -93,7 +88,7 @@ def contests(network: Network, images: np.ndarray, labels: np.ndarray) -> dict[s
             | torchattacks("PGD", eps=EPS, alpha=0.01, steps=40, random_start=True),
         ),
         "PGD-40, linf, 8 radii": Contest(
-            lambda: attacks.accuracy_curve(pgd_40, *problem, epsilons=curve),
+            lambda: attacks.accuracy_curve(pgd_40, *problem, curve, key=key),
             foolbox("LinfPGD", list(EPSILONS), abs_stepsize=0.01, steps=40),
         ),
         "DeepFool, l2": Contest(
@@ -161,9 +156,7 @@ def _tensor(images: np.ndarray) -> Any:
     return torch.tensor(images).permute(0, 3, 1, 2).contiguous().to(_device())
 
 
-def measure(
-    name: str, contest: Contest, network: Network, images: np.ndarray, labels: np.ndarray, seconds: float
-) -> Any:
+def measure(contest: Contest, network: Network, images: np.ndarray, labels: np.ndarray, seconds: float) -> Any:
     """The lines of one contest."""
     classes = lambda x: np.asarray(network.apply_fn(network.variables, jnp.asarray(x))).argmax(axis=1)
 
@@ -184,7 +177,7 @@ def measure(
         figures[library] = figure(_quiet(call).detach().cpu().numpy().transpose(0, 2, 3, 1))
         sides[library] = Side(lambda times, call=call: [_quiet(call) for _ in range(times)], 1)
     speeds = race(sides, seconds)
-    line = {"attack": name, "ours": f"{1 / speeds['ours']:.3f} s", "compilation": f"{compiling:.2f} s"}
+    line = {"ours": f"{1 / speeds['ours']:.3f} s", "compilation": f"{compiling:.2f} s"}
     line["our result"] = figures["ours"]
     for library in contest.theirs:
         line |= {
@@ -222,20 +215,22 @@ def main() -> None:
     parser.add_argument("--output", help="write PREFIX.json and PREFIX.md")
     arguments = parser.parse_args()
     before, gpu = os.getloadavg()[0], jax.default_backend() == "gpu"
-    network, images, labels = trained_network()
-    images, labels = images[: arguments.batch], labels[: arguments.batch]
     lines = []
-    for name, contest in contests(network, images, labels).items():
-        if any(part in name for part in arguments.only):
-            lines.append(measure(name, contest, network, images, labels, arguments.seconds))
-            print(lines[-1], flush=True)
+    for network_name in NETWORKS:
+        network, images, labels = trained_network(network_name)
+        images, labels = images[: arguments.batch], labels[: arguments.batch]
+        for name, contest in contests(network, images, labels).items():
+            if any(part in name or part in network_name for part in arguments.only):
+                line = measure(contest, network, images, labels, arguments.seconds)
+                lines.append({"attack": name, "network": network_name} | line)
+                print(lines[-1], flush=True)
     result = {
         "device": str(jax.devices()[0].device_kind) if gpu else processor(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
         "command": shlex.join(["python", *sys.argv]),
         "versions": versions() | {name: _version(name) for name in ("foolbox", "torchattacks")},
         "load average before and after": [round(before, 1), round(os.getloadavg()[0], 1)],
-        "network, batch": f"small CNN trained on the digits (28 px), {len(images)} images of the test split",
+        "networks, batch": f"trained on the digits (28 px); {arguments.batch} test images that they get right",
         "radius": f"{EPS} in the maximum norm",
         "figures": "one call, the median of turns; ratio: their time over ours, more than 1 is faster than they are; "
         "result: the share of images fooled, of attacks without a radius the median l2 distance",

@@ -25,16 +25,15 @@ import statistics
 import sys
 import time
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from contest import markdown_table, processor, versions
+from networks import StridedCNN
 
 from dl_core import data
 from dl_core.attacks.ensemble import robust_accuracy
 from dl_core.attacks.gradient import fgsm
 from dl_core.attacks.projected import pgd
-from dl_core.initializers import before_activation
 from models.registry import register
 from train.configs import defaults
 from train.loop import train_and_evaluate
@@ -46,21 +45,7 @@ RECIPES = ("standard", "fast", "madry", "trades", "free")
 REPLAYS = 2  # of free
 
 
-@register("conv16_conv32_fc100")
-class SmallNet(nn.Module):
-    """Two strided convolutions and 100 units; 167,334 parameters on 28×28×1."""
-
-    num_classes: int
-
-    @nn.compact
-    def __call__(self, x, train=False):
-        """[batch, height, width, channels] -> logits [batch, num_classes]."""
-        del train
-        init = before_activation("relu")
-        for maps in (16, 32):
-            x = nn.relu(nn.Conv(maps, (4, 4), (2, 2), padding=1, kernel_init=init)(x))
-        x = nn.relu(nn.Dense(100, kernel_init=init)(x.reshape(len(x), -1)))
-        return nn.Dense(self.num_classes)(x)
+register("conv16_conv32_fc100")(StridedCNN)
 
 
 def config_of(recipe, seed, data_dir):
