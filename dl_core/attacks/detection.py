@@ -228,7 +228,7 @@ def evading(
     probabilities where the network is so sure that its softmax is flat.
 
     For untargeted attacks on the whole batch, which has to come in the order of the labels. An attack that stops at
-    its first success is content with a score just below the threshold; without stopping it lowers the AUROC as well.
+    its first success is content with a score just below the threshold.
 
     Args:
       apply_fn: (params, images) -> logits, the network without its detector.
