@@ -5,7 +5,8 @@
 The network is the small one of Wong et al. (2020): 4×4 convolutions of stride 2 with 16 and 32 maps, 100 units. Every
 recipe trains with Adam in batches of 100, its learning rate up to 0.005 in the first two fifths of the run and down to
 0 in the rest, for changes of at most 0.1 of each pixel. The standard network has 5 epochs, the others have 10 (free: so
-few that there are as many updates). The last weights are tested. A reference in torch with the same budget had:
+few that there are as many updates). The last weights are tested, of the fast recipe those with the best accuracy under
+PGD-20 on the validation split: it can overfit its one step, which is why its authors stop early. A reference in torch with the same budget had:
 
     standard 90.8 clean, 0.0 PGD-40; fast 85.0, 72.2, ensemble 71.3; madry 84.9, 76.6, ensemble 77.3
 
@@ -54,7 +55,7 @@ def config_of(recipe, seed, data_dir):
     config.seed = seed
     config.batch_size, config.eval_batch_size = 100, 500
     config.epochs = {"standard": 5, "free": 10 // REPLAYS}.get(recipe, 10)
-    config.evaluate_with, config.baseline = "last", "none"
+    config.evaluate_with, config.baseline = "best" if recipe == "fast" else "last", "none"
     config.model.name = "conv16_conv32_fc100"
     config.data.name, config.data.data_dir = "fashion_mnist", data_dir
     config.data.split = (0.92, 0.03, 0.05)  # the test split is given; about 1,900 of the other 60,000 images validate
@@ -62,7 +63,7 @@ def config_of(recipe, seed, data_dir):
     config.schedule.name, config.schedule.warmup_epochs = "linear", 0.4 * config.epochs
     options = config.hardening
     options.recipe = "none" if recipe == "standard" else recipe
-    options.eps, options.replays, options.test_steps = EPS, REPLAYS, 0
+    options.eps, options.replays, options.test_steps = EPS, REPLAYS, 20 if recipe == "fast" else 0
     options.step_size = {"madry": EPS / 4, "trades": EPS / 4}.get(recipe, 0.0)
     return config
 
@@ -115,7 +116,7 @@ def run(recipe, seed, arguments):
     print(recipe, seed, "trained in", round(summary["seconds"]), "s, clean", summary["test_accuracy"], flush=True)
     test = data.load(config.data.name, data_dir=config.data.data_dir or None).test
     images, labels = test.arrays()
-    trained = restore(workdir, weights="last")
+    trained = restore(workdir, weights=config.evaluate_with)
     result = attacked(trained, jnp.asarray(images, jnp.float32) / 255, jnp.asarray(labels))
     result["seconds of training"] = summary["seconds"]
     measured.write_text(json.dumps(result, indent=2) + "\n")
