@@ -6,7 +6,8 @@ The network is the small one of Wong et al. (2020): 4×4 convolutions of stride 
 recipe trains with Adam in batches of 100, its learning rate up to 0.005 in the first two fifths of the run and down to
 0 in the rest, for changes of at most 0.1 of each pixel. The standard network has 5 epochs, the others have 10 (free: so
 few that there are as many updates). The last weights are tested, of the fast recipe those with the best accuracy under
-PGD-20 on the validation split: it can overfit its one step, which is why its authors stop early. A reference in torch with the same budget had:
+PGD-20 on the validation split: it can overfit its one step, which is why its authors stop early. A reference in torch
+with the same budget, one seed, had:
 
     standard 90.8 clean, 0.0 PGD-40; fast 85.0, 72.2, ensemble 71.3; madry 84.9, 76.6, ensemble 77.3
 
