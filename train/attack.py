@@ -243,7 +243,7 @@ def run(argv: Sequence[str]) -> int:
     )
     accuracy = float((clean.argmax(axis=1) == labels).mean())
     print(f"{count} images of the test split, {100 * accuracy:.1f} % correct; accuracy under attack within {args.norm}")
-    print(f"{'':16}  " + "  ".join(f"{radius:7g}" for radius in radii), flush=True)
+    print(f"{'':16}  " + "  ".join(f"{radius:7.3g}" for radius in radii), flush=True)
     names = [name.strip() for name in args.attacks.split(",")]
     found = run_attacks(attacked, names, radii, say=lambda line: print(line, flush=True))
     report = None
@@ -257,7 +257,7 @@ def run(argv: Sequence[str]) -> int:
         for warning in report.warnings:
             print(f"warning: {warning}", file=sys.stderr)
         if not report.warnings:
-            print(f"no sign of masked gradients at {middle:g}")
+            print(f"no sign of masked gradients at {middle:.3g}")
     page = attack_page(attacked, found, radii, report, class_names=tuple(trained.info.class_names))
     path = pathlib.Path(args.output) if args.output else workdir / "attacks.html"
     write_html(path, f"{trained.config.model.name} on {trained.config.data.name}, attacked", [page])

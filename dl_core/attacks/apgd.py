@@ -25,6 +25,7 @@ from dl_core.attacks.box_projection import project_l1_ball
 from dl_core.attacks.checks import Problem, check_at_least, check_attack, first_logits
 from dl_core.attacks.objectives import LossFn, objective
 from dl_core.attacks.result import ApplyFn, AttackResult, choose, succeeded
+from dl_core.attacks.targets import check_num_targets, run_targets
 from dl_core.errors import UsageError
 from dl_core.loops import while_loop
 
@@ -116,46 +117,6 @@ def apgd(
         Partial(_any_active), Partial(_step, options, setting), state, max_steps=(steps + 1) * runs, loop=loop
     )
     return _result(options, setting, state)
-
-
-def check_num_targets(num_targets: int | None, target: Any) -> None:
-    """Refuses two ways to say where to go, and less than one target.
-
-    Args:
-      num_targets: as given by the caller.
-      target: likewise.
-
-    Raises:
-      UsageError: see above.
-    """
-    if num_targets is None:
-        return
-    check_at_least(1, num_targets=num_targets)
-    if target is not None:
-        raise UsageError(
-            f"num_targets={num_targets} chooses the targets and is content with any wrong class; give it or target, "
-            "not both"
-        )
-
-
-def run_targets(
-    logits: Float[Array, "batch classes"], problem: Problem, num_targets: int | None
-) -> Int[Array, "batch targets"] | None:
-    """The classes at which an attack aims, one run after another.
-
-    Args:
-      logits: of the images as they are.
-      problem: what is attacked.
-      num_targets: how many of the likeliest wrong classes; cut to the number there are. None: the problem's target.
-
-    Returns:
-      Likeliest first; None where any wrong class is the aim.
-    """
-    if num_targets is None:
-        return None if problem.target is None else problem.target[:, None]
-    classes = logits.shape[1]
-    wrong = jnp.where(jax.nn.one_hot(problem.labels, classes, dtype=bool), -jnp.inf, logits)
-    return jax.lax.top_k(wrong, min(num_targets, classes - 1))[1].astype(jnp.int32)
 
 
 @jax.tree_util.register_static

@@ -19,12 +19,12 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from dl_core.attacks.apgd import check_num_targets, run_targets
 from dl_core.attacks.balls import distance, image_keys, per_image, random_in_ball
 from dl_core.attacks.box_projection import project_hyperplane
 from dl_core.attacks.checks import Problem, check_at_least, check_attack, first_logits
 from dl_core.attacks.objectives import margin
 from dl_core.attacks.result import ApplyFn, AttackResult, choose, succeeded
+from dl_core.attacks.targets import check_num_targets, run_targets
 from dl_core.errors import UsageError
 from dl_core.loops import scan, while_loop
 

@@ -11,10 +11,7 @@ medians. Compilation is what the first call took more than the later ones.
 import argparse
 import datetime
 import functools
-import importlib.metadata
-import json
 import os
-import pathlib
 import shlex
 import sys
 import time
@@ -26,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from contest import Side, markdown_table, processor, race, versions
+from contest import Side, processor, publish, race, versions
 from networks import Network, SmallCNN, StridedCNN, small_cnn, strided_cnn
 
 from dl_core import attacks, data
@@ -199,13 +196,6 @@ def _quiet(call: Callable[[], Any]) -> Any:
     return result
 
 
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
 def main() -> None:
     """Measures, prints the table, and writes it when asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -228,21 +218,14 @@ def main() -> None:
         "device": str(jax.devices()[0].device_kind) if gpu else processor(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
         "command": shlex.join(["python", *sys.argv]),
-        "versions": versions() | {name: _version(name) for name in ("foolbox", "torchattacks")},
+        "versions": versions("foolbox", "torchattacks"),
         "load average before and after": [round(before, 1), round(os.getloadavg()[0], 1)],
         "networks, batch": f"trained on the digits (28 px); {arguments.batch} test images that they get right",
         "radius": f"{EPS} in the maximum norm",
         "figures": "one call, the median of turns; ratio: their time over ours, more than 1 is faster than they are; "
         "result: the share of images fooled, of attacks without a radius the median l2 distance",
     }
-    page = ["# Attacks", "", *(f"- {key}: {value}" for key, value in result.items()), "", markdown_table(lines)]
-    print("\n".join(page))
-    if arguments.output:
-        prefix = pathlib.Path(arguments.output)
-        prefix.parent.mkdir(parents=True, exist_ok=True)
-        content = result | {"lines": lines}
-        prefix.with_suffix(".json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-        prefix.with_suffix(".md").write_text("\n".join(page) + "\n")
+    publish("Attacks", result, lines, arguments.output)
 
 
 if __name__ == "__main__":

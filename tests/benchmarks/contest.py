@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import json
 import os
 import pathlib
 import platform
@@ -55,12 +56,24 @@ def processor() -> str:
     return f"{next(names, platform.processor())}, {usable} of {os.cpu_count()} CPUs"
 
 
-def versions() -> dict[str, str]:
-    """Versions of everything that takes part."""
+def versions(*others: str) -> dict[str, str]:
+    """Versions of everything that takes part, `others` being more packages."""
     found = {"python": platform.python_version()}
-    for package in ("jax", "jaxlib", "flax", "optax", "numpy", "torch"):
+    for package in ("jax", "jaxlib", "flax", "optax", "numpy", "torch", *others):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def publish(title: str, facts: dict[str, object], lines: list[dict], output: str | None) -> None:
+    """Prints a page with facts and the table of lines, and writes output.md and output.json where that is given."""
+    page = [f"# {title}", "", *(f"- {name}: {value}" for name, value in facts.items()), "", markdown_table(lines)]
+    print("\n".join(page))
+    if output:
+        prefix = pathlib.Path(output)
+        prefix.parent.mkdir(parents=True, exist_ok=True)
+        content = json.dumps(facts | {"lines": lines}, indent=2, ensure_ascii=False)
+        prefix.with_suffix(".json").write_text(content + "\n")
+        prefix.with_suffix(".md").write_text("\n".join(page) + "\n")

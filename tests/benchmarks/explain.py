@@ -12,10 +12,7 @@ Captum's time to ours with the compilation spread over 1, 10 and 100 calls.
 import argparse
 import datetime
 import functools
-import importlib.metadata
-import json
 import os
-import pathlib
 import shlex
 import sys
 import time
@@ -26,7 +23,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from contest import Side, markdown_table, processor, race, versions
+from contest import Side, processor, publish, race, versions
 from networks import Network, small_cnn, zoo
 
 from dl_core import explain
@@ -211,13 +208,6 @@ def _captum(contest: Contest, network: Network, values: np.ndarray, ours: np.nda
     return functools.partial(call, best)
 
 
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
 def main() -> None:
     """Measures, prints the table, and writes it when asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -243,18 +233,11 @@ def main() -> None:
         "device": str(jax.devices()[0].device_kind) if gpu else processor(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
         "command": shlex.join(["python", *sys.argv]),
-        "versions": versions() | {"captum": _version("captum")},
+        "versions": versions("captum"),
         "load average before and after": [round(before, 1), round(os.getloadavg()[0], 1)],
         "figures": "one call; the median of turns; ratio: Captum's time over ours, more than 1 is faster than Captum",
     }
-    page = ["# Explanations", "", *(f"- {key}: {value}" for key, value in result.items()), "", markdown_table(lines)]
-    print("\n".join(page))
-    if arguments.output:
-        prefix = pathlib.Path(arguments.output)
-        prefix.parent.mkdir(parents=True, exist_ok=True)
-        content = result | {"lines": lines}
-        prefix.with_suffix(".json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-        prefix.with_suffix(".md").write_text("\n".join(page) + "\n")
+    publish("Explanations", result, lines, arguments.output)
 
 
 if __name__ == "__main__":

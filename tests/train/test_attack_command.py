@@ -1,21 +1,12 @@
 """`python -m train.attack` as a user meets it: the table, the page, and what it refuses."""
 
-import contextlib
-import io
 import re
 
 import pytest
+from called_programs import call
 
 import train.__main__
 import train.attack
-
-
-def call(program, *argv: object) -> tuple[int, str, str]:
-    """(exit status, standard output, standard error) of a program run in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = program.main([str(argument) for argument in argv])
-    return status, out.getvalue(), err.getvalue()
 
 
 @pytest.fixture(scope="module")

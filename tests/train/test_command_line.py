@@ -1,8 +1,6 @@
 """The programs as a user meets them: `python -m train`, `train.evaluate` and `train.predict`."""
 
-import contextlib
 import functools
-import io
 import json
 import os
 import pathlib
@@ -14,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from called_programs import call
 from PIL import Image
 
 import train.__main__
@@ -25,14 +24,6 @@ from train.writers import read_history
 
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = ["--config=linear_digits", "--config.epochs=2", "--config.parallel.devices=1", "--config.optimizer.name=adam"]
-
-
-def call(program, *argv: object) -> tuple[int, str, str]:
-    """(exit status, standard output, standard error) of a program run in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = program.main([str(argument) for argument in argv])
-    return status, out.getvalue(), err.getvalue()
 
 
 def numbers(workdir: pathlib.Path) -> list[dict]:

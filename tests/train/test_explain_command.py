@@ -1,24 +1,15 @@
 """`python -m train.explain` as a user meets it: the page, what it says, and what it refuses."""
 
-import contextlib
-import io
 import re
 
 import numpy as np
 import pytest
+from called_programs import call
 from PIL import Image
 
 import train.__main__
 import train.explain
 from dl_core.data import load
-
-
-def call(program, *argv: object) -> tuple[int, str, str]:
-    """(exit status, standard output, standard error) of a program run in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = program.main([str(argument) for argument in argv])
-    return status, out.getvalue(), err.getvalue()
 
 
 @pytest.fixture(scope="module")

@@ -1,13 +1,12 @@
 """The task "regression": angles and values through training, report, evaluation and prediction."""
 
-import contextlib
-import io
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from called_programs import call
 from PIL import Image
 
 import train.__main__
@@ -32,14 +31,6 @@ def get_config():
     config.data.options = {"num_train": 1024, "num_validation": 64, "num_test": 64}
     return config
 """
-
-
-def call(program, *argv):
-    """(exit status, standard output, standard error) of a program run in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        status = program.main([str(argument) for argument in argv])
-    return status, out.getvalue(), err.getvalue()
 
 
 def regression(**changes):

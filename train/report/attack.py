@@ -59,7 +59,7 @@ def attack_page(
         Section("How to read this", READING, wide=True),
         Section(
             f"Accuracy under attack, {len(labels)} test images",
-            f"Score and queries at the radius {radii[middle]:g} ({attacked.norm}); seconds of all radii.",
+            f"Score and queries at the radius {radii[middle]:.3g} ({attacked.norm}); seconds of all radii.",
             table=_table(found, radii, right, middle),
             wide=True,
         ),
@@ -102,7 +102,7 @@ def _curve(radii: Sequence[float], right: np.ndarray, success: np.ndarray) -> tu
 
 
 def _table(found: Mapping[str, Any], radii: Sequence[float], right: np.ndarray, middle: int) -> list[tuple[Cell, ...]]:
-    heading = ("attack", *(f"ε = {radius:g}" for radius in radii), "score", "queries", "seconds")
+    heading = ("attack", *(f"ε = {radius:.3g}" for radius in radii), "score", "queries", "seconds")
     rows: list[tuple[Cell, ...]] = [heading, ("none", *[percent(float(right.mean()))] * len(radii), "", "0", "")]
     for name, one in found.items():
         shares = [percent(1 - float(share)) for share in one.success.mean(axis=1)]
@@ -120,7 +120,7 @@ def _picture(
     chosen = chosen[np.linspace(0, len(chosen) - 1, min(SHOWN, len(chosen))).astype(int)] if len(chosen) else [0]
     say = lambda chances: [f"{class_names[row.argmax()]}\n{percent(float(row.max()))}" for row in chances[chosen]]
     figure = plots.adversarial_grid(images[chosen], adversarial[chosen], say(clean), say(after))
-    text = f"{name} at ε = {eps:g} ({attacked.norm}): image, perturbation (magnified; mid-grey is none), and sum."
+    text = f"{name} at ε = {eps:.3g} ({attacked.norm}): image, perturbation (magnified; mid-grey is none), and sum."
     return Section("What it looks like", text, figure, wide=True)
 
 

@@ -2,10 +2,10 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from affine_models import affine, boundary_distances, four_classes
 from attack_contract import assert_in_budget, assert_keeps_the_contract, quadrants, small_network, trained_params
 
 from dl_core.attacks.carlini_wagner import carlini_wagner
@@ -16,27 +16,9 @@ from dl_core.errors import UsageError
 QUICK = functools.partial(carlini_wagner, steps=40, binary_search_steps=5, learning_rate=0.01, initial_const=0.1)
 
 
-def affine(params, images):
-    return images.reshape(len(images), -1) @ params["w"]
-
-
 @pytest.fixture
 def affine_problem():
-    """Images near the middle of the bounds, which are then never met, and the classes that are predicted."""
-    keys = jax.random.split(jax.random.key(1), 2)
-    params = {"w": jax.random.normal(keys[0], (18, 4))}
-    images = jax.random.uniform(keys[1], (8, 3, 3, 2), minval=0.45, maxval=0.55)
-    return params, images, affine(params, images).argmax(axis=1).astype(jnp.int32)
-
-
-def boundary_distances(params, images, labels):
-    """|f_k − f_y| / ‖w_k − w_y‖₂, float64 [batch, classes]; infinite for the label itself."""
-    weights, logits = np.asarray(params["w"], np.float64), np.asarray(affine(params, images), np.float64)
-    rows = np.arange(len(labels))
-    gaps = np.abs(logits - logits[rows, labels][:, None])
-    lengths = np.linalg.norm(weights.T[None] - weights.T[np.asarray(labels)][:, None], axis=2)
-    gaps[rows, labels], lengths[rows, labels] = np.inf, 1
-    return gaps / lengths
+    return four_classes()
 
 
 def test_carlini_wagner_keeps_the_contract():

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from affine_models import affine, boundary_distances
 from attack_contract import (
     assert_in_budget,
     assert_keeps_the_contract,
@@ -21,11 +22,6 @@ from dl_core.attacks.deepfool import deepfool
 from dl_core.errors import UsageError
 
 NORMS = ("l2", "linf")
-DUAL = {"l2": 2, "linf": 1}
-
-
-def affine(params, images):
-    return images.reshape(len(images), -1) @ params["w"] + params["b"][None]
 
 
 def affine_problem(seed=0, classes=5):
@@ -35,16 +31,6 @@ def affine_problem(seed=0, classes=5):
     params = {"w": steepness * jax.random.normal(keys[0], (18, classes)), "b": jax.random.normal(keys[1], (classes,))}
     images = jax.random.uniform(keys[2], (8, 3, 3, 2), minval=0.45, maxval=0.55)
     return params, images, affine(params, images).argmax(axis=1).astype(jnp.int32)
-
-
-def boundary_distances(params, images, labels, norm):
-    """|f_k − f_y| / ‖w_k − w_y‖ in the dual norm, float64 [batch, classes]; infinite for the label itself."""
-    weights, logits = np.asarray(params["w"], np.float64), np.asarray(affine(params, images), np.float64)
-    rows = np.arange(len(labels))
-    gaps = np.abs(logits - logits[rows, labels][:, None])
-    lengths = np.linalg.norm(weights.T[None] - weights.T[np.asarray(labels)][:, None], ord=DUAL[norm], axis=2)
-    gaps[rows, labels], lengths[rows, labels] = np.inf, 1
-    return gaps / lengths
 
 
 def test_deepfool_keeps_the_contract():
