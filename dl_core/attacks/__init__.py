@@ -24,10 +24,9 @@ from dl_core.attacks.detection import (
     detection_quality,
     detection_scores,
     detection_threshold,
-    evading,
-    straight_through,
 )
 from dl_core.attacks.ensemble import RobustAccuracy, robust_accuracy
+from dl_core.attacks.evading import evading
 from dl_core.attacks.evaluate import (
     AccuracyCurve,
     DistanceSummary,
@@ -50,6 +49,7 @@ from dl_core.attacks.result import AttackResult
 from dl_core.attacks.smoothing import Certificate, SmoothedPrediction, certified_accuracy, certify, smoothed_predict
 from dl_core.attacks.spatial import spatial
 from dl_core.attacks.square import square
+from dl_core.attacks.squeezing import straight_through
 from dl_core.attacks.surrogate import SurrogateResult, surrogate, transfer
 from dl_core.attacks.universal import (
     FoolingRate,

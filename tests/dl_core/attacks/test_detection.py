@@ -10,15 +10,11 @@ import scipy.ndimage
 from attack_contract import quadrants, small_network, trained_params
 
 from dl_core.attacks.balls import project
-from dl_core.attacks.detection import (
-    detection_quality,
-    detection_scores,
-    detection_threshold,
-    evading,
-    straight_through,
-)
+from dl_core.attacks.detection import detection_quality, detection_scores, detection_threshold
+from dl_core.attacks.evading import evading
 from dl_core.attacks.gradient import fgsm
 from dl_core.attacks.result import choose
+from dl_core.attacks.squeezing import straight_through
 from dl_core.augment.color import posterize
 from dl_core.augment.filters import gaussian_blur
 from dl_core.augment.noise import gaussian_noise
