@@ -32,7 +32,8 @@ from dl_core.errors import UsageError
 from dl_core.loops import while_loop
 
 _SHRINK_AT = np.array([10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000], np.float32) / 10_000  # shares of the budget
-_SEGMENT = 100  # steps between two looks from the host at how many images are still being attacked
+_SEGMENT = 25  # steps between two looks from the host at how many images are still being attacked
+_WORTHWHILE = 100  # steps to come for which a smaller batch is compiled
 
 
 @jax.tree_util.register_static
@@ -160,10 +161,10 @@ def _run(
     loop: str,
     progress: Callable[[int, int], None] | None,
 ) -> _State:
-    """The loop, in segments: once three quarters of the images are done, the others go on in a batch of their size.
+    """The loop, in segments: once half of the images are done, the others go on in a batch of half the size.
 
-    That costs a compilation, and saves three quarters of the work to come, of a segment at least. Nothing else depends
-    on it, as every image has its own key.
+    That costs a compilation, and saves half of the work to come. Nothing else depends on it, as every image has its own
+    key.
     """
     compiler = any(isinstance(leaf, Tracer) for leaf in [*jax.tree.leaves((search, state)), jnp.zeros(())])
     segment = steps if compiler else _SEGMENT
@@ -180,9 +181,12 @@ def _run(
         active = np.asarray(state.active)
         if not active.any():
             break
-        if 4 * active.sum() <= len(active) and start + length + segment <= steps:
+        if 2 * active.sum() <= len(active) and start + length + _WORTHWHILE <= steps:
             whole = _put(whole, places, state)
-            chosen = np.argsort(~active, kind="stable")[: len(active) // 4]
+            size = len(active)
+            while 2 * active.sum() <= size:
+                size //= 2
+            chosen = np.argsort(~active, kind="stable")[:size]
             search, state, places = _take(search, chosen), _take(state, chosen), places[chosen]
     return _put(whole, places, state) if len(places) < len(whole.active) else state
 

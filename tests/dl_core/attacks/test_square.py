@@ -150,6 +150,7 @@ def test_survivors_that_go_on_in_a_smaller_batch_find_the_same(monkeypatch):
         module, "_put", lambda all_, places, part: (sizes.append(len(places)), put(all_, places, part))[1]
     )
     monkeypatch.setattr(module, "_SEGMENT", 8)
+    monkeypatch.setattr(module, "_WORTHWHILE", 8)
     pieces = run(progress=lambda done, steps: calls.append((done, steps)))
     assert calls == [(9, 40), (17, 40), (25, 40), (33, 40), (40, 40)]
     assert sizes == [24, 6]
