@@ -1,12 +1,12 @@
 """LeNet-5 on Fashion-MNIST, hardened against changes of up to 0.1 in every pixel of [0, 1].
 
-Madry's adversarial training (PGD with 7 steps). --config.hardening.recipe=fast takes a quarter of the time, free and
+Madry's adversarial training (PGD with 7 steps). --config.hardening.recipe=fast takes a third of the time, free and
 trades are the others; tests/benchmarks/hardening.py compares them. Prepare the data once:
 python -m train.prepare fashion_mnist --from=FOLDER
 
 Command: python -m train --config=robust_fashion_mnist
-Expected: not measured with this network
-Hardware and time: not measured
+Expected: 81.8 % test accuracy, 72.6 % under PGD-20 (seed 0); tests/benchmarks/results/hardening_lenet_cpu.md
+Hardware and time: two CPU cores shared with other work, 11 min of training
 """
 
 from ml_collections import ConfigDict
