@@ -33,7 +33,7 @@ from dl_core.loops import while_loop
 
 _SHRINK_AT = np.array([10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000], np.float32) / 10_000  # shares of the budget
 _SEGMENT = 25  # steps between two looks from the host at how many images are still being attacked
-_WORTHWHILE = 100  # steps to come for which a smaller batch is compiled
+_WORTHWHILE = 500  # steps to come for which a smaller batch is compiled
 
 
 @jax.tree_util.register_static
@@ -357,12 +357,19 @@ def _divided(values: Float[Array, "..."], lengths: Float[Array, "..."]) -> Float
 def _take(tree: Any, chosen: np.ndarray) -> Any:
     """The parts of some images; parameters and what all images share stay."""
     if isinstance(tree, Problem):
-        return tree._replace(**_take({name: getattr(tree, name) for name in ("images", "labels", "target")}, chosen))
+        return tree._replace(**_rows({name: getattr(tree, name) for name in ("images", "labels", "target")}, chosen))
     if isinstance(tree, _Search):
-        return tree._replace(problem=_take(tree.problem, chosen), keys=tree.keys[chosen], eps=tree.eps[chosen])
+        keys, eps = _rows((tree.keys, tree.eps), chosen)
+        return tree._replace(problem=_take(tree.problem, chosen), keys=keys, eps=eps)
+    return _rows(tree, chosen)
+
+
+@jax.jit
+def _rows(tree: Any, chosen: Int[Array, " part"]) -> Any:
     return jax.tree.map(lambda leaf: leaf[chosen] if leaf.ndim else leaf, tree)
 
 
-def _put(whole: _State, places: np.ndarray, part: _State) -> _State:
+@jax.jit
+def _put(whole: _State, places: Int[Array, " part"], part: _State) -> _State:
     """Back to where they were taken from."""
     return jax.tree.map(lambda all_, some: all_.at[places].set(some) if all_.ndim else some, whole, part)
