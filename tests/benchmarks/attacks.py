@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from contest import Side, processor, publish, race, versions
+from contest import TURNS, Side, processor, publish, race, versions
 from networks import Network, SmallCNN, StridedCNN, small_cnn, strided_cnn
 
 from dl_core import attacks, data
@@ -105,9 +105,13 @@ def contests(network: Network, images: np.ndarray, labels: np.ndarray) -> dict[s
             lambda: attacks.square(*problem, key=key, eps=EPS, max_queries=1000),
             torchattacks("Square", norm="Linf", eps=EPS, n_queries=1000),
         ),
+        "ensemble, 10 steps": Contest(  # as many as AutoAttack of torchattacks takes; its authors take 100
+            lambda: attacks.robust_accuracy(*problem, key=key, eps=EPS, steps=10),
+            torchattacks("AutoAttack", eps=EPS, n_classes=10),
+        ),
         "standard ensemble": Contest(
             lambda: attacks.robust_accuracy(*problem, key=key, eps=EPS),
-            torchattacks("AutoAttack", norm="Linf", eps=EPS, version="standard", n_classes=10),
+            torchattacks("100 steps", eps=EPS, n_classes=10),
         ),
     }  # fmt: skip
 
@@ -140,7 +144,19 @@ def _torchattacks(network: Network, images: np.ndarray, labels: np.ndarray) -> C
         return lambda *args, **options: {}
     module = network.torch_module.to(_device())
     x, y = _tensor(images), torch.tensor(labels, dtype=torch.long, device=_device())
-    return lambda name, **options: {"torchattacks": lambda: getattr(torchattacks, name)(module, **options)(x, y)}
+
+    def ensemble(eps: float, n_classes: int) -> Any:
+        """AutoAttack with the steps of its authors."""
+        targeted = {"eps": eps, "n_classes": n_classes, "steps": 100}
+        members = [torchattacks.APGD(module, eps=eps, steps=100), torchattacks.APGDT(module, **targeted)]
+        members += [torchattacks.FAB(module, multi_targeted=True, **targeted)]
+        return torchattacks.MultiAttack([*members, torchattacks.Square(module, eps=eps, n_queries=5000)])
+
+    def make(name: str, **options: Any) -> dict[str, Callable]:
+        attack = getattr(torchattacks, name)(module, **options) if name != "100 steps" else ensemble(**options)
+        return {"torchattacks": lambda: attack(x, y)}
+
+    return make
 
 
 def _device() -> str:
@@ -153,7 +169,7 @@ def _tensor(images: np.ndarray) -> Any:
     return torch.tensor(images).permute(0, 3, 1, 2).contiguous().to(_device())
 
 
-def measure(contest: Contest, network: Network, images: np.ndarray, labels: np.ndarray, seconds: float) -> Any:
+def measure(contest: Contest, network: Network, images: np.ndarray, labels: np.ndarray, **racing: Any) -> Any:
     """The lines of one contest."""
     classes = lambda x: np.asarray(network.apply_fn(network.variables, jnp.asarray(x))).argmax(axis=1)
 
@@ -173,7 +189,7 @@ def measure(contest: Contest, network: Network, images: np.ndarray, labels: np.n
     for library, call in contest.theirs.items():
         figures[library] = figure(_quiet(call).detach().cpu().numpy().transpose(0, 2, 3, 1))
         sides[library] = Side(lambda times, call=call: [_quiet(call) for _ in range(times)], 1)
-    speeds = race(sides, seconds)
+    speeds = race(sides, **racing)
     line = {"ours": f"{1 / speeds['ours']:.3f} s", "compilation": f"{compiling:.2f} s"}
     line["our result"] = figures["ours"]
     for library in contest.theirs:
@@ -202,6 +218,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[""], help="parts of the names of attacks")
     parser.add_argument("--batch", type=int, default=64, help="images at once")
     parser.add_argument("--seconds", type=float, default=4, help="measuring time for each side")
+    parser.add_argument("--turns", type=int, default=TURNS, help="of each side, whose median counts")
     parser.add_argument("--output", help="write PREFIX.json and PREFIX.md")
     arguments = parser.parse_args()
     before, gpu = os.getloadavg()[0], jax.default_backend() == "gpu"
@@ -211,7 +228,7 @@ def main() -> None:
         images, labels = images[: arguments.batch], labels[: arguments.batch]
         for name, contest in contests(network, images, labels).items():
             if any(part in name or part in network_name for part in arguments.only):
-                line = measure(contest, network, images, labels, arguments.seconds)
+                line = measure(contest, network, images, labels, seconds=arguments.seconds, turns=arguments.turns)
                 lines.append({"attack": name, "network": network_name} | line)
                 print(lines[-1], flush=True)
     result = {

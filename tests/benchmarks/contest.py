@@ -23,16 +23,16 @@ class Side:
     peak_bytes: int | None = None
 
 
-def race(sides: dict[str, Side], seconds: float) -> dict[str, float]:
-    """Images per second of each side: the median of TURNS turns, the sides taking turns, `seconds` each in all."""
+def race(sides: dict[str, Side], seconds: float, turns: int = TURNS) -> dict[str, float]:
+    """Images per second of each side: the median of several turns, the sides taking turns, `seconds` each in all."""
     repeats = {}
     for name, side in sides.items():
         side.run(1)
         start = time.perf_counter()
         side.run(1)
-        repeats[name] = max(1, round(seconds / TURNS / (time.perf_counter() - start)))
+        repeats[name] = max(1, round(seconds / turns / (time.perf_counter() - start)))
     speeds = {name: [] for name in sides}
-    for _ in range(TURNS):
+    for _ in range(turns):
         for name, side in sides.items():
             start = time.perf_counter()
             side.run(repeats[name])
