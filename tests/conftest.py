@@ -45,11 +45,3 @@ def annotations_off():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
-
-
-@pytest.fixture
-def all_optimizations():
-    """Compiled as a user's program is: for what the compiler gets wrong without its optimisations."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)

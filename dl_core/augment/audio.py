@@ -87,7 +87,7 @@ def change_pitch(
             turned = jnp.pad(last * before.conj(), 1)
             turned = turned[:-2] + turned[1:-1] + turned[2:]
             # the phase of what is 80 dB below the loudest is rounding: what follows there starts with its own
-            after = after * _unit(turned + 1e-8 * jnp.abs(turned).max())
+            after = after * _unit(turned + 1e-8 * jax.lax.stop_gradient(jnp.abs(turned).max()))
             return after, after
 
         _, spectra = jax.lax.scan(continue_phase, one_hop_earlier[0], (now, one_hop_earlier))
@@ -188,9 +188,10 @@ def _at_times(
 
 
 def _unit(numbers: Array) -> Array:
-    """Complex numbers of any shape with their length made 1; zero becomes 1."""
-    length = jnp.abs(numbers)
-    return jnp.where(length > 0, numbers / jnp.where(length > 0, length, 1), 1)
+    """Complex numbers of any shape with their length made 1; zero, and what is next to it, becomes 1."""
+    sound = jnp.maximum(jnp.abs(numbers.real), jnp.abs(numbers.imag)) > 1e-18  # the square is still a float32
+    numbers = jnp.where(sound, numbers, 1)
+    return numbers * (1 / jnp.abs(numbers))
 
 
 def _check(waves: Float[Array, "..."], factors: Float[Array, "..."]) -> None:

@@ -98,7 +98,6 @@ def test_the_result_depends_on_the_key_and_the_row_alone(random):
     np.testing.assert_allclose(mapped, whole, atol=1e-4)  # 4096 samples, places in float32
 
 
-@pytest.mark.usefixtures("all_optimizations")  # else nan, from a scan over complex numbers whose parts are all finite
 def test_gradients_reach_the_wave_and_the_factor():
     weights = jnp.asarray(np.random.default_rng(0).normal(size=(1, 512)), jnp.float32)
     loss = lambda wave, factor: (weights * audio.change_pitch(wave, factor, frame=128)).sum()
