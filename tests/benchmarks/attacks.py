@@ -111,7 +111,7 @@ def contests(network: Network, images: np.ndarray, labels: np.ndarray) -> dict[s
         ),
         "standard ensemble": Contest(
             lambda: attacks.robust_accuracy(*problem, key=key, eps=EPS),
-            torchattacks("100 steps", eps=EPS, n_classes=10),
+            torchattacks("AutoAttack", eps=EPS, n_classes=10, steps=100),
         ),
     }  # fmt: skip
 
@@ -145,15 +145,16 @@ def _torchattacks(network: Network, images: np.ndarray, labels: np.ndarray) -> C
     module = network.torch_module.to(_device())
     x, y = _tensor(images), torch.tensor(labels, dtype=torch.long, device=_device())
 
-    def ensemble(eps: float, n_classes: int) -> Any:
-        """AutoAttack with the steps of its authors."""
-        targeted = {"eps": eps, "n_classes": n_classes, "steps": 100}
-        members = [torchattacks.APGD(module, eps=eps, steps=100), torchattacks.APGDT(module, **targeted)]
-        members += [torchattacks.FAB(module, multi_targeted=True, **targeted)]
-        return torchattacks.MultiAttack([*members, torchattacks.Square(module, eps=eps, n_queries=5000)])
+    def auto_attack(eps: float, **targeted: Any) -> Any:
+        """AutoAttack with another number of steps than the 10 to which it is bound."""
+        first = torchattacks.APGD(module, eps=eps, steps=targeted["steps"])
+        aimed = [torchattacks.APGDT(module, eps=eps, **targeted)]
+        aimed += [torchattacks.FAB(module, eps=eps, multi_targeted=True, **targeted)]
+        return torchattacks.MultiAttack([first, *aimed, torchattacks.Square(module, eps=eps, n_queries=5000)])
 
     def make(name: str, **options: Any) -> dict[str, Callable]:
-        attack = getattr(torchattacks, name)(module, **options) if name != "100 steps" else ensemble(**options)
+        other = name == "AutoAttack" and "steps" in options
+        attack = auto_attack(**options) if other else getattr(torchattacks, name)(module, **options)
         return {"torchattacks": lambda: attack(x, y)}
 
     return make
